@@ -1,0 +1,1 @@
+"""Code generated from protos/cellstream/v1 (`make protos`)."""

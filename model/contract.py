@@ -1,0 +1,321 @@
+"""The contract: what an artifact promises, carried in the metadata of its ONNX files.
+
+Owns the names, dtypes, shapes and state pairs of a stateful model and their text form. Knows no torch, no onnx
+and no onnxruntime, so that exporter and server read the same page.
+
+Axis letters, used everywhere in this repository:
+B batch, T time, F features, L layers, H hidden, O outputs, N rows of the slab, W width of a slab row.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA = 1
+METADATA_KEY = "cellstream.contract"
+
+# What a resident graph has besides the model's own tensors.
+LENGTHS = "lengths"  # int32 [B], host memory: valid steps of each row, 1..T, never 0
+READ_ROWS = "read_rows"  # int64 [B]: the slab row each lane starts from
+WRITE_ROWS = "write_rows"  # int64 [B]: the slab row each lane's new state goes to, never a row that is read
+SLAB_PREFIX = "slab_"  # + dtype: [N, W]
+SLAB_NEXT_SUFFIX = "_next"  # the same buffer, bound again as output
+
+
+class ContractError(ValueError):
+    """The metadata of an ONNX file isn't a contract that this version understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a step.
+
+    `shape` is the shape of one time step of one stream, without the batch and time axes. `batch_axis` and
+    `time_axis` say where these stand in `model.onnx`; in `resident.onnx` it is always [B, T, *shape].
+    `minimum` and `maximum` bound integer values (an embedding's vocabulary), both inclusive.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    batch_axis: int = 0
+    time_axis: int | None = 1
+    minimum: int | None = None
+    maximum: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """Elements in one time step."""
+        return math.prod(self.shape)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one time step on the wire."""
+        return self.elements * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StatePair:
+    """One state tensor: the graph input that takes it and the graph output that gives its successor.
+
+    `shape` is without the batch axis, whose place in `model.onnx` is `batch_axis`. `initial` is a new stream's
+    value as little-endian bytes in C order; None means zeros.
+    """
+
+    input: str
+    output: str
+    dtype: str
+    shape: tuple[int, ...]
+    batch_axis: int = 0
+    initial: bytes | None = None
+
+    @property
+    def elements(self) -> int:
+        """Elements of one stream's state."""
+        return math.prod(self.shape)
+
+    def initial_value(self) -> npt.NDArray[Any]:
+        """A new stream's state, flattened: [elements]."""
+        if self.initial is None:
+            return np.zeros(self.elements, dtype=self.dtype)
+        return np.frombuffer(self.initial, dtype=np.dtype(self.dtype).newbyteorder("<")).astype(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A side input of `model.onnx` that never changes (a sampling rate, say); folded into `resident.onnx`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SlabSpec:
+    """The slab of one dtype: N rows, each the states of that dtype, flattened and joined in contract order."""
+
+    dtype: str
+    states: tuple[StatePair, ...]
+
+    @property
+    def input(self) -> str:
+        """The resident graph's input that takes the slab."""
+        return SLAB_PREFIX + self.dtype
+
+    @property
+    def output(self) -> str:
+        """The resident graph's output that gives it back, bound to the same buffer."""
+        return self.input + SLAB_NEXT_SUFFIX
+
+    @property
+    def width(self) -> int:
+        """W: elements in a row."""
+        return sum(state.elements for state in self.states)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes in a row."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+    def initial_row(self) -> npt.NDArray[Any]:
+        """What row 0, every new stream's first state, holds: [W]."""
+        return np.concatenate([state.initial_value() for state in self.states])
+
+
+@dataclass(frozen=True, slots=True)
+class ParityRecord:
+    """One comparison: `subject` against `truth`, on one tensor, as a ratio to PyTorch's own float32 error.
+
+    `rms_ratio` = rms(subject - truth) / rms(pytorch32 - truth); `max_ratio` likewise with the maximum.
+    `passed` = rms_ratio <= rms_bar and max_ratio <= max_bar (or the errors are exactly zero).
+    """
+
+    subject: str
+    truth: str
+    tensor: str
+    steps: int
+    initial: str
+    rms_error: float
+    max_error: float
+    rms_ratio: float
+    max_ratio: float
+    rms_bar: float
+    max_bar: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The parity certificate: what was checked, on which machine, with which versions, and what came out."""
+
+    created: str
+    machine: str
+    versions: Mapping[str, str]
+    weights_digest: str
+    records: tuple[ParityRecord, ...]
+    not_checked: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True when something was checked and every record passed."""
+        return bool(self.records) and all(record.passed for record in self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """Everything a server needs to know of a model, and the proof that its export computes the same."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StatePair, ...]
+    weights_digest: str
+    precision: str = "fp32"
+    ragged: bool = True  # False: the resident graph takes T = 1 only
+    constants: tuple[Constant, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)  # free text for people: tokenizer, training data
+    certificate: Certificate | None = None
+
+    def slabs(self) -> tuple[SlabSpec, ...]:
+        """The slabs of the resident graph, one per state dtype, in order of first appearance."""
+        dtypes = dict.fromkeys(state.dtype for state in self.states)
+        return tuple(
+            SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype)) for dtype in dtypes
+        )
+
+    def to_metadata(self) -> dict[str, str]:
+        """The contract as ONNX metadata properties."""
+        return {METADATA_KEY: json.dumps(_plain(self), sort_keys=True)}
+
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, str]) -> Contract:
+        """Read a contract out of ONNX metadata properties.
+
+        Raises ContractError if there is none, its schema is another one, or it is damaged.
+        """
+        text = metadata.get(METADATA_KEY)
+        if text is None:
+            raise ContractError(f"no contract: the metadata has no {METADATA_KEY!r} (was it made by `make export`?)")
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+                found = data.get("schema") if isinstance(data, dict) else None
+                raise ContractError(f"contract schema {found!r}, and this version reads schema {SCHEMA}")
+            contract = _contract(data)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ContractError):
+                raise
+            raise ContractError(f"damaged contract: {error!r}") from error
+        contract.check()
+        return contract
+
+    def check(self) -> None:
+        """Raise ContractError where the contract contradicts itself."""
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            if not tensors:
+                raise ContractError(f"the model has no {kind}")
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        names += [name for state in self.states for name in (state.input, state.output)]
+        names += [constant.name for constant in self.constants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ContractError(f"names used twice: {', '.join(twice)}")
+        for shaped in (*self.inputs, *self.outputs, *self.states):
+            np.dtype(shaped.dtype)
+            if any(size < 1 for size in shaped.shape):
+                raise ContractError(f"shape {shaped.shape} has a size below 1")
+        for state in self.states:
+            if state.initial is not None and len(state.initial) != state.elements * np.dtype(state.dtype).itemsize:
+                raise ContractError(f"state {state.input!r}: {len(state.initial)} bytes of initial value")
+
+
+def _plain(contract: Contract) -> dict[str, Any]:
+    """The contract as JSON values."""
+
+    def tensor(spec: TensorSpec) -> dict[str, Any]:
+        return {name: getattr(spec, name) for name in TensorSpec.__dataclass_fields__}
+
+    def state(pair: StatePair) -> dict[str, Any]:
+        plain = {name: getattr(pair, name) for name in StatePair.__dataclass_fields__}
+        return plain | {"initial": None if pair.initial is None else base64.b64encode(pair.initial).decode()}
+
+    def constant(value: Constant) -> dict[str, Any]:
+        plain = {name: getattr(value, name) for name in Constant.__dataclass_fields__}
+        return plain | {"value": base64.b64encode(value.value).decode()}
+
+    certificate = contract.certificate
+    return {
+        "schema": SCHEMA,
+        "name": contract.name,
+        "inputs": [tensor(spec) for spec in contract.inputs],
+        "outputs": [tensor(spec) for spec in contract.outputs],
+        "states": [state(pair) for pair in contract.states],
+        "constants": [constant(value) for value in contract.constants],
+        "weights_digest": contract.weights_digest,
+        "precision": contract.precision,
+        "ragged": contract.ragged,
+        "notes": dict(contract.notes),
+        "certificate": None if certificate is None else certificate_to_plain(certificate),
+    }
+
+
+def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
+    """The certificate as JSON values, `passed` spelled out for people."""
+    return {
+        "passed": certificate.passed,
+        "created": certificate.created,
+        "machine": certificate.machine,
+        "versions": dict(certificate.versions),
+        "weights_digest": certificate.weights_digest,
+        "records": [
+            {name: getattr(record, name) for name in ParityRecord.__dataclass_fields__}
+            for record in certificate.records
+        ],
+        "not_checked": list(certificate.not_checked),
+    }
+
+
+def _contract(data: Mapping[str, Any]) -> Contract:
+    def shaped(plain: Mapping[str, Any]) -> dict[str, Any]:
+        return {**plain, "shape": tuple(int(size) for size in plain["shape"])}
+
+    def state(plain: Mapping[str, Any]) -> StatePair:
+        initial = plain["initial"]
+        return StatePair(**shaped(plain) | {"initial": None if initial is None else base64.b64decode(initial)})
+
+    def constant(plain: Mapping[str, Any]) -> Constant:
+        return Constant(**shaped(plain) | {"value": base64.b64decode(plain["value"])})
+
+    plain_certificate = data["certificate"]
+    return Contract(
+        name=str(data["name"]),
+        inputs=tuple(TensorSpec(**shaped(plain)) for plain in data["inputs"]),
+        outputs=tuple(TensorSpec(**shaped(plain)) for plain in data["outputs"]),
+        states=tuple(state(plain) for plain in data["states"]),
+        constants=tuple(constant(plain) for plain in data["constants"]),
+        weights_digest=str(data["weights_digest"]),
+        precision=str(data["precision"]),
+        ragged=bool(data["ragged"]),
+        notes=dict(data["notes"]),
+        certificate=None if plain_certificate is None else _certificate(plain_certificate),
+    )
+
+
+def _certificate(plain: Mapping[str, Any]) -> Certificate:
+    return Certificate(
+        created=str(plain["created"]),
+        machine=str(plain["machine"]),
+        versions=dict(plain["versions"]),
+        weights_digest=str(plain["weights_digest"]),
+        records=tuple(ParityRecord(**record) for record in plain["records"]),
+        not_checked=tuple(plain["not_checked"]),
+    )
