@@ -188,9 +188,7 @@ class Contract:
     def slabs(self) -> tuple[SlabSpec, ...]:
         """The slabs of the resident graph, one per state dtype, in order of first appearance."""
         dtypes = dict.fromkeys(state.dtype for state in self.states)
-        return tuple(
-            SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype)) for dtype in dtypes
-        )
+        return tuple(SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype)) for dtype in dtypes)
 
     def to_metadata(self) -> dict[str, str]:
         """The contract as ONNX metadata properties."""
@@ -229,10 +227,12 @@ class Contract:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ContractError(f"names used twice: {', '.join(twice)}")
-        for shaped in (*self.inputs, *self.outputs, *self.states):
-            np.dtype(shaped.dtype)
-            if any(size < 1 for size in shaped.shape):
-                raise ContractError(f"shape {shaped.shape} has a size below 1")
+        shaped = [(spec.dtype, spec.shape) for spec in (*self.inputs, *self.outputs)]
+        shaped += [(state.dtype, state.shape) for state in self.states]
+        for dtype, shape in shaped:
+            np.dtype(dtype)
+            if any(size < 1 for size in shape):
+                raise ContractError(f"shape {shape} has a size below 1")
         for state in self.states:
             if state.initial is not None and len(state.initial) != state.elements * np.dtype(state.dtype).itemsize:
                 raise ContractError(f"state {state.input!r}: {len(state.initial)} bytes of initial value")
