@@ -1,0 +1,79 @@
+"""What an operator can set, with units, defaults and what goes wrong at either end.
+
+Owns the values only. Knows nothing of where they come from (the command line) or of who uses them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that protect the server and every client from one of them; each refusal names its own."""
+
+    # Open streams per model. Too low: clients are refused; too high: the slab (max_streams rows) takes memory.
+    max_streams: int = 4096
+    # Time steps in one message of one stream. Too low: clients pay per message; too high: one message holds memory.
+    max_steps_per_message: int = 2048
+    # Steps a stream may have waiting before its next message isn't read (flow control reaches the client). Too low:
+    # pipelining stalls; too high: a fast client's work piles up here instead of there.
+    window_steps: int = 2048
+    # Steps waiting in all streams of a model before new ones are refused. Bounds memory under overload.
+    max_waiting_steps: int = 1_000_000
+    # Bytes of one message. gRPC itself cuts off at twice this, so that the refusal with our text comes first.
+    max_message_bytes: int = 4 << 20
+    # Bytes of answers a client may leave unread before its stream stops being computed.
+    max_unsent_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How work is cut and joined."""
+
+    # Streams in one run. Too low: runs are many; too high: a lone step waits for a long run. Costs as many slab rows.
+    max_batch: int = 128
+    # Time steps of one stream in one run: a longer chunk takes several turns, so that others get theirs between.
+    slice_steps: int = 32
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Everything `python -m serving` can be told."""
+
+    model_repository: Path
+    listen: str = "127.0.0.1:50051"
+    device: str = "cpu"
+    # host:port of the Prometheus endpoint; None: no endpoint.
+    metrics_listen: str | None = None
+    # Threads ONNX Runtime may use inside one run. 1 is fastest for small models; large ones gain from more.
+    threads: int = 1
+    # Serve artifacts whose parity certificate is missing or failed.
+    allow_unproved: bool = False
+    # Seconds that open streams get to finish after SIGTERM.
+    grace: float = 10.0
+    limits: Limits = field(default_factory=Limits)
+    batching: Batching = field(default_factory=Batching)
+
+    def __post_init__(self) -> None:
+        if self.device != "cpu":
+            raise ConfigError(f"device {self.device!r}: this version serves on 'cpu' only")
+        if self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}; it must be at least 1")
+        if self.grace < 0:
+            raise ConfigError(f"grace is {self.grace} s; it must not be negative")

@@ -1,0 +1,83 @@
+"""What can go wrong, named by whose fault it is.
+
+Owns the error types and their machine-readable reasons. Knows no gRPC code: the services translate, in one table.
+Every message is for the client's eyes: it names the value and the limit, and nothing internal.
+"""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """The operator's fault: an option or an artifact that can't be served."""
+
+
+class Refusal(Exception):  # noqa: N818  a refusal is an answer, not a malfunction
+    """Something asked for that isn't done; `reason` is its machine-readable name."""
+
+    reason = "refused"
+
+
+class InvalidInput(Refusal):
+    """The caller's fault: a message or tensor that doesn't fit the contract."""
+
+    reason = "invalid_input"
+
+
+class OutOfOrder(Refusal):
+    """The caller's fault: a step number that leaves a gap."""
+
+    reason = "step_gap"
+
+
+class WrongPhase(Refusal):
+    """The caller's fault: a message that doesn't belong at this point of a stream's life."""
+
+    reason = "wrong_phase"
+
+
+class UnknownModel(Refusal):
+    """The caller's fault: no such model or version is served."""
+
+    reason = "unknown_model"
+
+
+class CannotResume(Refusal):
+    """The caller's hope: a resume token that this server can't honour."""
+
+    reason = "state_lost"
+
+
+class TooLarge(Refusal):
+    """The caller's fault: a message above the limits on steps or bytes."""
+
+    reason = "message_too_large"
+
+
+class TooManyStreams(Refusal):
+    """Nobody's fault: every place for a stream is taken."""
+
+    reason = "stream_limit"
+
+
+class Overloaded(Refusal):
+    """Nobody's fault: too many steps are waiting."""
+
+    reason = "waiting_steps_limit"
+
+
+class ComputeFailed(Refusal):
+    """The model's fault: it can't compute this stream's step."""
+
+    reason = "compute_failed"
+
+
+class Unavailable(Refusal):
+    """The server's fault: the engine or the loop doesn't work."""
+
+    reason = "unavailable"
+
+
+class ShuttingDown(Refusal):
+    """Nobody's fault: the server is going away."""
+
+    reason = "shutting_down"

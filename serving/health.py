@@ -1,0 +1,45 @@
+"""The standard gRPC health service, following real work.
+
+Owns who is told what: "" and the service's name stand for the whole server (the loop lives and every model
+computes); "NAME" and "NAME/VERSION" stand for one model.
+"""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from serving.admin_service import SERVICE
+from serving.lane import Lanes
+
+
+class Health:
+    """What health says at the moment."""
+
+    def __init__(self, server: grpc.Server, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._servicer = health.HealthServicer()
+        self._working = False
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self.update(working=False)
+        for lane in lanes:
+            lane.on_ready_changed = lambda _lane: self.update(working=self._working)
+
+    def update(self, *, working: bool) -> None:
+        """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""
+        self._working = working
+        everything = working and all(lane.ready for lane in self._lanes)
+        for name in ("", SERVICE):
+            self._set(name, serving=everything)
+        for lane in self._lanes:
+            self._set(f"{lane.name}/{lane.version}", serving=working and lane.ready)
+        for lane in self._lanes.newest():
+            self._set(lane.name, serving=working and lane.ready)
+
+    def leave(self) -> None:
+        """Say NOT_SERVING to everybody from now on, whatever happens."""
+        self._servicer.enter_graceful_shutdown()
+
+    def _set(self, name: str, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)

@@ -1,0 +1,215 @@
+"""One served model: its engine, its streams, and whether it works.
+
+Owns the turn: take what waits, run it, hand out what came. Knows no gRPC. A run that fails is tried again in halves
+until the lane that can't run stands alone, so that nobody else's step is lost to it; then a probe with inputs of our
+own tells whether that lane's input was to blame or the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import structlog
+
+from model.contract import Contract
+from serving.config import Batching, Limits
+from serving.engine import EngineError
+from serving.errors import ComputeFailed, ConfigError, Unavailable, UnknownModel
+from serving.inputs import InputCheck
+from serving.stats import ModelStats
+from serving.streams import Run, Streams
+
+PROBE_SECONDS = 1.0  # between two looks at an engine that doesn't work
+
+log = structlog.get_logger(__name__)
+
+
+class Computes(Protocol):
+    """What a lane asks of an engine (see serving.engine.Engine)."""
+
+    contract: Contract
+    device: str
+    slice_steps: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one stream's state."""
+
+    def run(
+        self,
+        inputs: list[tuple[bytes | memoryview, ...]],
+        lengths: list[int],
+        read_rows: list[int],
+        write_rows: list[int],
+    ) -> list[list[bytes]]:
+        """Compute, or raise EngineError and change nothing."""
+
+    def probe(self, scratch_row: int, *, lanes: int = 1, steps: int = 1) -> None:
+        """Run on inputs of its own, or raise EngineError."""
+
+
+class Lane:
+    """One version of one model, being served."""
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        engine: Computes,
+        *,
+        limits: Limits,
+        batching: Batching,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.engine = engine
+        self.contract = engine.contract
+        self.limits = limits
+        self.batching = Batching(max_batch=batching.max_batch, slice_steps=engine.slice_steps)
+        self.check = InputCheck(engine.contract, limits)
+        self.streams = Streams(check=self.check, limits=limits, batching=self.batching)
+        self.stats = ModelStats()
+        self.ready = True
+        self.on_ready_changed: Callable[[Lane], None] = lambda _lane: None
+        self._clock = clock
+        self._next_probe = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a stream has a turn to come."""
+        return self.streams.batcher.ready
+
+    def warm_up(self, progress: Callable[[int], None] = lambda _lanes: None) -> None:
+        """Run every batch size that is a power of two, with one step and with a whole slice. Raises ConfigError."""
+        sizes = {1 << exponent for exponent in range(self.batching.max_batch.bit_length())} | {self.batching.max_batch}
+        for lanes in sorted(sizes):
+            for steps in {1, self.batching.slice_steps}:
+                try:
+                    self._probe(lanes=lanes, steps=steps)
+                except EngineError as error:
+                    raise ConfigError(f"{self.name}/{self.version} doesn't run: {error}") from error
+            progress(lanes)
+
+    def turn(self) -> None:
+        """Run one batch, if anything waits."""
+        if not self.ready:
+            self._look_again()
+            return
+        run = self.streams.take()
+        if run is not None:
+            self._carry_out(run)
+
+    def _carry_out(self, run: Run) -> None:
+        started = self._clock()
+        slices = run.batch.slices
+        inputs = [self._inputs_of(piece.chunk.inputs, piece.chunk.steps, piece.offset, piece.steps) for piece in slices]
+        try:
+            outputs = self.engine.run(inputs, [piece.steps for piece in slices], run.read_rows, run.write_rows)
+        except EngineError as error:
+            self._failed(run, error)
+            return
+        finished = self._clock()
+        self._count(run, started, finished)
+        self.streams.settle(run, outputs, started=started, finished=finished)
+
+    def _inputs_of(
+        self, inputs: tuple[bytes | memoryview, ...], chunk_steps: int, offset: int, steps: int
+    ) -> tuple[bytes | memoryview, ...]:
+        if steps == chunk_steps:
+            return inputs
+        return tuple(
+            memoryview(data)[offset * size : (offset + steps) * size]
+            for data, size in zip(inputs, self.check.step_bytes, strict=True)
+        )
+
+    def _count(self, run: Run, started: float, finished: float) -> None:
+        stats = self.stats
+        stats.batch_streams.add(len(run))
+        stats.compute_seconds.add(finished - started)
+        for piece in run.batch.slices:
+            stats.steps += piece.steps
+            stats.queue_seconds.add(started - piece.chunk.arrived)
+
+    def _failed(self, run: Run, error: EngineError) -> None:
+        self.stats.failed_runs += 1
+        log.warning("run failed", model=self.name, version=self.version, streams=len(run), error=str(error))
+        if len(run) > 1:
+            first, second = run.halves()
+            self._carry_out(first)
+            if self.ready:
+                self._carry_out(second)
+            else:
+                self.streams.fail(second, self._unavailable())
+            return
+        if self._works():
+            (piece,) = run.batch.slices
+            self.streams.fail(run, ComputeFailed(f"the model can't compute the step numbered {piece.first_step}"))
+        else:
+            self.streams.fail(run, self._unavailable())
+
+    def _works(self) -> bool:
+        try:
+            self._probe()
+        except EngineError as error:
+            log.error("engine doesn't work", model=self.name, version=self.version, error=str(error))  # noqa: TRY400
+            self.ready = False
+            self._next_probe = self._clock() + PROBE_SECONDS
+            self.streams.end_all(self._unavailable())
+            self.on_ready_changed(self)
+            return False
+        return True
+
+    def _look_again(self) -> None:
+        now = self._clock()
+        if now < self._next_probe:
+            return
+        self._next_probe = now + PROBE_SECONDS
+        try:
+            self._probe()
+        except EngineError:
+            return
+        log.info("engine works again", model=self.name, version=self.version)
+        self.ready = True
+        if isinstance(self.streams.closed, Unavailable):  # and not because the server is shutting down
+            self.streams.closed = None
+        self.on_ready_changed(self)
+
+    def _probe(self, *, lanes: int = 1, steps: int = 1) -> None:
+        row = self.streams.rows.claim()
+        try:
+            self.engine.probe(row, lanes=lanes, steps=steps)
+        finally:
+            self.streams.rows.release(row)
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"model {self.name!r} version {self.version} doesn't compute at the moment")
+
+
+class Lanes:
+    """The served models by name and version."""
+
+    def __init__(self, lanes: list[Lane]) -> None:
+        self._by_version = {(lane.name, lane.version): lane for lane in lanes}
+        self._newest: dict[str, Lane] = {}
+        for lane in lanes:
+            best = self._newest.get(lane.name)
+            if best is None or lane.version > best.version:
+                self._newest[lane.name] = lane
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._by_version.values())
+
+    def newest(self) -> Iterator[Lane]:
+        """The highest version of every model."""
+        return iter(self._newest.values())
+
+    def find(self, name: str, version: int) -> Lane:
+        """The model of that name; version 0 is the highest. Raises UnknownModel, naming what there is."""
+        lane = self._by_version.get((name, version)) if version else self._newest.get(name)
+        if lane is None:
+            served = ", ".join(f"{name}/{version}" for name, version in sorted(self._by_version))
+            asked = f"{name!r} version {version}" if version else f"{name!r}"
+            raise UnknownModel(f"no model {asked}; served: {served}")
+        return lane

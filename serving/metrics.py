@@ -1,0 +1,95 @@
+"""The Prometheus endpoint: the loop's integers, read when somebody scrapes.
+
+Owns the metrics' names. Reads numbers that another thread writes, each possibly a moment old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serving.front import Front
+from serving.lane import Lane
+from serving.stats import Histogram
+
+_LABELS = ("model", "version")
+
+
+class _Scrape(Collector):
+    """Turns the counts into metrics."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric, at this moment."""
+        lanes = list(self._front.lanes)
+        gauges = {
+            "cellstream_live_streams": ("Streams that are open", lambda lane: lane.streams.live),
+            "cellstream_rows_in_use": ("Rows of the slab that hold a state", lambda lane: lane.streams.rows.in_use),
+            "cellstream_state_bytes": (
+                "Bytes of state held",
+                lambda lane: lane.streams.rows.in_use * lane.engine.row_bytes,
+            ),
+            "cellstream_waiting_steps": ("Steps not yet computed", lambda lane: lane.streams.batcher.waiting_steps),
+            "cellstream_model_ready": ("1: the model computes", lambda lane: int(lane.ready)),
+        }
+        for name, (text, read) in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=_LABELS)
+            for lane in lanes:
+                gauge.add_metric(_labels(lane), read(lane))
+            yield gauge
+        counters = {
+            "cellstream_streams_opened": ("Streams opened", lambda lane: lane.stats.opened),
+            "cellstream_steps": ("Steps computed", lambda lane: lane.stats.steps),
+            "cellstream_failed_runs": ("Runs that failed", lambda lane: lane.stats.failed_runs),
+        }
+        for name, (text, read) in counters.items():
+            counter = CounterMetricFamily(name, text, labels=_LABELS)
+            for lane in lanes:
+                counter.add_metric(_labels(lane), read(lane))
+            yield counter
+        histograms = {
+            "cellstream_batch_streams": ("Streams in a run", lambda lane: lane.stats.batch_streams),
+            "cellstream_queue_seconds": ("A chunk's wait for its run", lambda lane: lane.stats.queue_seconds),
+            "cellstream_compute_seconds": ("A run's time in the engine", lambda lane: lane.stats.compute_seconds),
+        }
+        for name, (text, read) in histograms.items():
+            family = HistogramMetricFamily(name, text, labels=_LABELS)
+            for lane in lanes:
+                family.add_metric(_labels(lane), _buckets(read(lane)), read(lane).total)
+            yield family
+        yield from self._server_metrics()
+
+    def _server_metrics(self) -> Iterator[Metric]:
+        stats = self._front.stats
+        refusals = CounterMetricFamily("cellstream_refusals", "Refusals", labels=("reason",))
+        for reason, count in sorted(stats.refusals.copy().items()):
+            refusals.add_metric((reason,), count)
+        yield refusals
+        yield CounterMetricFamily("cellstream_messages_received", "Messages on hot calls", value=stats.messages_in)
+        yield CounterMetricFamily("cellstream_messages_sent", "Answers on hot calls", value=stats.messages_out)
+
+
+def serve_metrics(front: Front, address: str) -> int:
+    """Serve /metrics on host:port; returns the port (for port 0: the one chosen)."""
+    registry = CollectorRegistry()
+    registry.register(_Scrape(front))
+    host, _, port = address.rpartition(":")
+    server, _thread = start_http_server(int(port), addr=host or "127.0.0.1", registry=registry)
+    return int(server.server_port)
+
+
+def _labels(lane: Lane) -> tuple[str, str]:
+    return (lane.name, str(lane.version))
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    total, buckets = 0, []
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return buckets

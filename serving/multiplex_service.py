@@ -1,0 +1,278 @@
+"""StreamInference.Multiplex: many streams in one call, steps of many streams in one message, in columns.
+
+Owns the messages of this RPC, the keys by which a call names its streams, and when the next message is read. Answers
+are gathered during a turn and go out as one message per call. A stream's life is in serving.streams.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+
+from cellstream.v1 import stream_inference_pb2 as pb
+from serving.errors import InvalidInput, Refusal, WrongPhase
+from serving.front import Front
+from serving.lane import Lane
+from serving.status import code_of, trailing
+from serving.streams import Answer, Stream
+from serving.wire import Call
+
+METHOD = "/cellstream.v1.StreamInference/Multiplex"
+
+
+class _Member:
+    """One stream of a Multiplex call: its sink."""
+
+    __slots__ = ("call", "key", "lane", "stream")
+
+    lane: Lane
+    stream: Stream
+
+    def __init__(self, call: MultiplexCall, key: int) -> None:
+        self.call = call
+        self.key = key
+
+    def on_outputs(self, answer: Answer) -> None:
+        """Some steps are computed."""
+        self.call.gather(self, answer)
+
+    def on_end(self, refusal: Refusal | None) -> None:
+        """The stream has ended by itself."""
+        self.call.ended(self.key, refusal)
+
+
+class _Columns:
+    """The answers of one model's streams, gathered during a turn."""
+
+    __slots__ = ("first_steps", "keys", "steps", "tensors")
+
+    def __init__(self, outputs: int) -> None:
+        self.keys: list[int] = []
+        self.first_steps: list[int] = []
+        self.steps: list[int] = []
+        self.tensors: list[list[bytes]] = [[] for _ in range(outputs)]
+
+    def message(self) -> pb.StepRows:
+        """The columns as a message; steps are left out where all are 1."""
+        return pb.StepRows(
+            keys=self.keys,
+            first_steps=self.first_steps,
+            steps=self.steps if max(self.steps) > 1 else (),
+            tensors=[b"".join(rows) for rows in self.tensors],
+        )
+
+
+class MultiplexCall:
+    """One Multiplex call: the wire's handler."""
+
+    __slots__ = ("_call", "_columns", "_finishing", "_front", "_held", "_members", "_response", "_waiting")
+
+    def __init__(self, front: Front, call: Call) -> None:
+        self._front = front
+        self._call = call
+        self._members: dict[int, _Member] = {}
+        self._response: pb.MultiplexResponse | None = None  # being gathered
+        self._columns: dict[Lane, _Columns] = {}
+        self._waiting = 0  # steps of all members that have arrived and aren't computed
+        self._held = False
+        self._finishing = False
+        front.calls.add(self)
+        call.receive()
+
+    # From the wire.
+
+    def on_message(self, data: bytes) -> None:
+        """A message has arrived."""
+        self._front.stats.messages_in += 1
+        try:
+            self._front.check_size(data)
+            self._take(data)
+        except Refusal as refusal:
+            self._refuse_call(refusal)
+        else:
+            self._receive_if_room()
+
+    def on_half_close(self) -> None:
+        """The client sends no more: every stream is finished."""
+        self._finishing = True
+        for member in list(self._members.values()):
+            member.lane.streams.finish(member.stream)
+        self._end_if_drained()
+
+    def on_sent(self) -> None:
+        """The client has read something."""
+        if self._held and self._call.unsent_bytes <= self._unsent_limit() // 2:
+            self._held = False
+            for member in self._members.values():
+                member.lane.streams.batcher.release(member.stream)
+        self._receive_if_room()
+
+    def on_closed(self, *, cancelled: bool) -> None:  # noqa: ARG002  however it ended, its streams are over
+        """The call is over."""
+        self._front.calls.discard(self)
+        for member in self._members.values():
+            member.lane.streams.end(member.stream)
+        self._members.clear()
+
+    # From the streams.
+
+    def gather(self, member: _Member, answer: Answer) -> None:
+        """Add an answer to what goes out after this turn."""
+        columns = self._columns.get(member.lane)
+        if columns is None:
+            self._gathering()
+            columns = self._columns[member.lane] = _Columns(len(answer.outputs))
+        columns.keys.append(member.key)
+        columns.first_steps.append(answer.first_step)
+        columns.steps.append(answer.steps)
+        for rows, data in zip(columns.tensors, answer.outputs, strict=True):
+            rows.append(data)
+        self._waiting -= answer.steps
+
+    def ended(self, key: int, refusal: Refusal | None) -> None:
+        """A stream is over; the others go on."""
+        member = self._members.pop(key, None)
+        if member is not None:
+            self._waiting -= member.lane.streams.waiting(member.stream)
+            member.lane.streams.end(member.stream)
+        if refusal is None:
+            self._gathering().ended.add(key=key)
+        else:
+            self._front.stats.refusals[refusal.reason] += 1
+            self._gathering().ended.add(
+                key=key, code=code_of(refusal).value[0], reason=refusal.reason, message=str(refusal)
+            )
+
+    # From the server.
+
+    def go_away(self, grace_ms: int) -> None:
+        """Tell the client that the server is about to shut down."""
+        self._gathering().go_away.grace_ms = grace_ms
+
+    def flush(self) -> None:
+        """Send what was gathered during this turn."""
+        response, self._response = self._response, None
+        if response is None:
+            return
+        for columns in self._columns.values():
+            response.outputs.append(columns.message())
+        self._columns = {}
+        self._front.stats.messages_out += 1
+        self._call.send(response.SerializeToString())
+        if not self._held and self._call.unsent_bytes >= self._unsent_limit():
+            self._held = True
+            for member in self._members.values():
+                member.lane.streams.batcher.hold(member.stream)
+        self._end_if_drained()
+        self._receive_if_room()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            request = pb.MultiplexRequest.FromString(data)
+        except DecodeError:
+            raise InvalidInput("the message isn't a cellstream.v1.MultiplexRequest") from None
+        for opening in request.opens:
+            self._open(opening.key, opening.open)
+        for rows in request.steps:
+            self._push(rows)
+        for key in request.closes:
+            member = self._members.get(key)
+            if member is None:
+                self.ended(key, WrongPhase(f"no stream with key {key} is open in this call"))
+            else:
+                member.lane.streams.finish(member.stream)
+
+    def _open(self, key: int, opening: pb.Open) -> None:
+        if key in self._members:
+            raise WrongPhase(f"key {key} names a stream of this call that is open")
+        member = _Member(self, key)
+        try:
+            member.lane, member.stream, opened = self._front.open(opening, member)
+        except Refusal as refusal:
+            self.ended(key, refusal)
+            return
+        self._members[key] = member
+        self._gathering().opened.add(key=key, opened=opened)
+        if self._held:
+            member.lane.streams.batcher.hold(member.stream)
+
+    def _push(self, rows: pb.StepRows) -> None:
+        keys, first_steps = list(rows.keys), list(rows.first_steps)
+        steps = list(rows.steps) or [1] * len(keys)
+        if not len(keys) == len(first_steps) == len(steps):
+            raise InvalidInput(
+                f"{len(keys)} keys, {len(first_steps)} first_steps and {len(steps)} steps in one message"
+            )
+        if len(set(keys)) != len(keys):
+            raise InvalidInput("a key stands twice in one message")
+        members = [self._members.get(key) for key in keys]
+        lanes = {member.lane for member in members if member is not None}
+        if len(lanes) > 1:
+            raise InvalidInput("streams of several models in one StepRows; send one for each model")
+        for key, member in zip(keys, members, strict=True):
+            if member is None:
+                self.ended(key, WrongPhase(f"no stream with key {key} is open in this call"))
+        for lane in lanes:
+            tensors = _split(lane, steps, rows)
+            now = self._front.clock()
+            for index, member in enumerate(members):
+                if member is not None:
+                    inputs = [column[index] for column in tensors]
+                    self._push_one(member, first_steps[index], steps[index], inputs, now)
+
+    def _push_one(self, member: _Member, first_step: int, steps: int, inputs: list[memoryview], now: float) -> None:
+        before = member.stream.accepted_step
+        try:
+            member.lane.streams.push(member.stream, first_step, steps, inputs, now)
+        except Refusal as refusal:
+            self.ended(member.key, refusal)
+        else:
+            self._waiting += member.stream.accepted_step - before
+
+    def _gathering(self) -> pb.MultiplexResponse:
+        if self._response is None:
+            self._response = pb.MultiplexResponse()
+            self._front.gathered.append(self)
+        return self._response
+
+    def _unsent_limit(self) -> int:
+        # A call of many streams may leave as much unread as a few of them alone could.
+        return self._front.limits.max_unsent_bytes * min(max(len(self._members), 1), 16)
+
+    def _receive_if_room(self) -> None:
+        room = max(self._front.limits.window_steps, 4 * len(self._members))
+        if not self._finishing and self._waiting < room and self._call.unsent_bytes < self._unsent_limit():
+            self._call.receive()
+
+    def _end_if_drained(self) -> None:
+        if self._finishing and not self._members and self._response is None:
+            self._call.finish(StatusCode.OK)
+
+    def _refuse_call(self, refusal: Refusal) -> None:
+        self.flush()  # what was computed before goes first
+        self._front.stats.refusals[refusal.reason] += 1
+        for member in self._members.values():
+            member.lane.streams.end(member.stream)
+        self._members.clear()
+        self._finishing = True
+        self._call.finish(code_of(refusal), str(refusal), trailing(refusal))
+
+
+def _split(lane: Lane, steps: list[int], rows: pb.StepRows) -> list[list[memoryview]]:
+    """Each tensor's column cut into its rows. Raises InvalidInput where the bytes don't add up."""
+    sizes = lane.check.step_bytes
+    if len(rows.tensors) != len(sizes):
+        raise InvalidInput(f"{len(rows.tensors)} input tensors; the model takes {len(sizes)}")
+    columns = []
+    for spec, size, data in zip(lane.contract.inputs, sizes, rows.tensors, strict=True):
+        if len(data) != sum(steps) * size:
+            raise InvalidInput(
+                f"input {spec.name!r} has {len(data)} bytes; {sum(steps)} steps of {spec.dtype}{list(spec.shape)} "
+                f"are {sum(steps) * size} bytes"
+            )
+        view, column, start = memoryview(data), [], 0
+        for count in steps:
+            column.append(view[start : start + count * size])
+            start += count * size
+        columns.append(column)
+    return columns

@@ -1,0 +1,73 @@
+"""The model repository on disk: `<root>/<name>/<version>/resident.onnx`, and whether each may be served.
+
+Owns the layout and the check of the certificate against the weights. Reads files; runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.contract import Contract
+from serving.errors import ConfigError
+
+GRAPH = "resident.onnx"
+WEIGHTS = "model.onnx.data"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One version of one model on disk."""
+
+    name: str
+    version: int
+    path: Path
+
+    @property
+    def graph(self) -> Path:
+        """The resident graph."""
+        return self.path / GRAPH
+
+
+def find_artifacts(root: Path) -> list[Artifact]:
+    """Every artifact under `root`. Raises ConfigError if there is none."""
+    found = [
+        Artifact(name=path.parent.parent.name, version=int(path.parent.name), path=path.parent)
+        for path in sorted(root.glob(f"*/*/{GRAPH}"))
+        if path.parent.name.isdecimal() and int(path.parent.name) > 0
+    ]
+    if not found:
+        raise ConfigError(f"no model under {root}/ (looked for <name>/<version>/{GRAPH}); make one with `make export`")
+    return found
+
+
+def check_proof(artifact: Artifact, contract: Contract, *, allow_unproved: bool) -> str | None:
+    """What is wrong with an artifact's proof; None if nothing is. Raises ConfigError unless that is allowed."""
+    problem = _problem(artifact, contract)
+    if problem is None:
+        return None
+    text = f"{artifact.name}/{artifact.version}: {problem}"
+    if not allow_unproved:
+        raise ConfigError(f"{text}; export it again, or serve it unproved with --allow-unproved")
+    return text
+
+
+def _problem(artifact: Artifact, contract: Contract) -> str | None:
+    certificate = contract.certificate
+    if certificate is None:
+        return "it has no parity certificate"
+    if not certificate.passed:
+        return "its parity certificate says that the export computes something else than PyTorch"
+    digest = _digest(artifact.path / WEIGHTS)
+    if certificate.weights_digest != digest:
+        return f"its parity certificate is for weights {certificate.weights_digest}, and it has {digest}"
+    return None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error

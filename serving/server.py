@@ -1,0 +1,160 @@
+"""The whole server: what is built from what, in which order it starts, and how it leaves.
+
+Owns the wiring and the shutdown. The only place that knows every part.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import structlog
+from grpc_reflection.v1alpha import reflection
+
+from serving import multiplex_service, stream_service
+from serving.admin_service import SERVICE, add_admin_service
+from serving.config import ServerConfig
+from serving.engine import Engine
+from serving.errors import ConfigError
+from serving.front import Front
+from serving.health import Health
+from serving.lane import Lane, Lanes
+from serving.loop import Loop
+from serving.metrics import serve_metrics
+from serving.repository import Artifact, check_proof, find_artifacts
+from serving.stats import ServerStats
+from serving.streams import slab_rows
+from serving.wire import Wire
+
+STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
+_ADMIN_THREADS = 4
+_LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
+
+log = structlog.get_logger(__name__)
+
+
+class Server:
+    """A server for everything under one model repository."""
+
+    def __init__(self, config: ServerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Bind the port, then load, check and warm up every model. Raises ConfigError."""
+        self._config = config
+        self._clock = clock
+        artifacts = find_artifacts(config.model_repository)
+        self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
+        self.address = _bind(self._server, config.listen)
+        self.lanes = Lanes([self._load(artifact) for artifact in artifacts])
+        self.front = Front(self.lanes, config.limits, ServerStats(), clock)
+        add_admin_service(self._server, self.front)
+        self.health = Health(self._server, self.lanes)
+        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._server)
+        self._wire = Wire(
+            self._server,
+            {
+                stream_service.METHOD: lambda call: stream_service.StreamCall(self.front, call),
+                multiplex_service.METHOD: lambda call: multiplex_service.MultiplexCall(self.front, call),
+            },
+        )
+        self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
+        self.loop.on_death = lambda: self.health.update(working=False)
+        self.metrics_port: int | None = None
+
+    def start(self) -> None:
+        """Begin to answer."""
+        if self._config.metrics_listen is not None:
+            try:
+                self.metrics_port = serve_metrics(self.front, self._config.metrics_listen)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"can't serve metrics on {self._config.metrics_listen!r}: {error}") from error
+        self._server.start()
+        self._wire.start()
+        self.loop.start()
+        self.health.update(working=True)
+        gc.collect()
+        gc.freeze()  # what start-up made lives for ever: the collector needn't look at it again
+        models = [f"{lane.name}/{lane.version}" for lane in self.lanes]
+        log.info("serving", address=self.address, models=models, metrics_port=self.metrics_port)
+
+    def look(self) -> None:
+        """See whether the loop still does its turns, and let health say so. Call every second or so."""
+        if self.loop.alive:
+            self.health.update(working=self._clock() - self.loop.beat < STALLED_SECONDS)
+
+    def drain(self) -> bool:
+        """Leave: refuse new streams, let open ones finish for `grace` seconds, end the rest. True if all went well."""
+        grace = self._config.grace
+        log.info("draining", streams=sum(lane.streams.live for lane in self.lanes), grace_seconds=grace)
+        self.health.leave()
+        self.loop.post(self._close)
+        self._wait_for_calls(grace)
+        left = sum(lane.streams.live for lane in self.lanes)
+        self.loop.post(
+            lambda: self._wire.refuse_all(grpc.StatusCode.UNAVAILABLE, "the server has shut down; use another one")
+        )
+        self._wait_for_calls(_LAST_WORDS_SECONDS)
+        stopped = self._server.stop(0)
+        ended = self.loop.stop(_LAST_WORDS_SECONDS)
+        self._wire.stop()
+        stopped.wait(_LAST_WORDS_SECONDS)
+        log.info("stopped", streams_cut_off=left)
+        return self.loop.alive and ended
+
+    def _close(self) -> None:
+        for lane in self.lanes:
+            lane.streams.close()
+        self.front.go_away(self._config.grace)
+
+    def _wait_for_calls(self, seconds: float) -> None:
+        deadline = self._clock() + seconds
+        while self._wire.live and self._clock() < deadline:
+            time.sleep(0.01)
+
+    def _load(self, artifact: Artifact) -> Lane:
+        config = self._config
+        started = self._clock()
+        engine = Engine(
+            artifact.graph,
+            rows=slab_rows(config.limits, config.batching),
+            max_batch=config.batching.max_batch,
+            slice_steps=config.batching.slice_steps,
+            threads=config.threads,
+        )
+        problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)
+        if problem is not None:
+            log.warning("serving unproved", problem=problem)
+        lane = Lane(
+            artifact.name,
+            artifact.version,
+            engine,
+            limits=config.limits,
+            batching=config.batching,
+            clock=self._clock,
+        )
+        lane.warm_up()
+        log.info("model loaded", model=lane.name, version=lane.version, seconds=round(self._clock() - started, 3))
+        return lane
+
+
+def _options(config: ServerConfig) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a way to share it
+        ("grpc.max_receive_message_length", 2 * config.limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def _bind(server: grpc.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"can't listen on {address!r}; is another server there? (--listen HOST:PORT)") from error
+    host, _, _ = address.rpartition(":")
+    return f"{host}:{port}"

@@ -1,0 +1,144 @@
+"""StreamInference.Stream: one call is one stream. Bytes in, bytes out.
+
+Owns the messages of this RPC and when the next one is read. A stream's life is in serving.streams.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+
+from cellstream.v1 import stream_inference_pb2 as pb
+from serving.errors import InvalidInput, Refusal, WrongPhase
+from serving.front import Front, micros
+from serving.lane import Lane
+from serving.status import code_of, trailing
+from serving.streams import Answer, Phase, Stream
+from serving.wire import Call
+
+METHOD = "/cellstream.v1.StreamInference/Stream"
+
+
+class StreamCall:
+    """One Stream call: the wire's handler and the stream's sink in one."""
+
+    __slots__ = ("_call", "_front", "_held", "_lane", "_stream")
+
+    def __init__(self, front: Front, call: Call) -> None:
+        self._front = front
+        self._call = call
+        self._lane: Lane | None = None
+        self._stream: Stream | None = None
+        self._held = False  # its client doesn't read, so it gets no turns
+        front.calls.add(self)
+        call.receive()
+
+    # From the wire.
+
+    def on_message(self, data: bytes) -> None:
+        """A message has arrived."""
+        self._front.stats.messages_in += 1
+        try:
+            self._front.check_size(data)
+            self._take(data)
+        except Refusal as refusal:
+            self._refuse(refusal)
+        else:
+            self._receive_if_room()
+
+    def on_half_close(self) -> None:
+        """The client sends no more."""
+        if self._lane is None or self._stream is None:
+            self._refuse(WrongPhase("the call ended before it opened a stream; send Open first"))
+        else:
+            self._lane.streams.finish(self._stream)
+
+    def on_sent(self) -> None:
+        """The client has read something."""
+        if self._held and self._call.unsent_bytes <= self._front.limits.max_unsent_bytes // 2:
+            assert self._lane is not None
+            assert self._stream is not None
+            self._held = False
+            self._lane.streams.batcher.release(self._stream)
+        self._receive_if_room()
+
+    def on_closed(self, *, cancelled: bool) -> None:  # noqa: ARG002  however it ended, the stream is over
+        """The call is over."""
+        self._front.calls.discard(self)
+        if self._lane is not None and self._stream is not None:
+            self._lane.streams.end(self._stream)
+
+    # From the stream.
+
+    def on_outputs(self, answer: Answer) -> None:
+        """Some steps are computed."""
+        outputs = pb.Outputs(
+            first_step=answer.first_step,
+            steps=answer.steps,
+            outputs=answer.outputs,
+            queue_us=micros(answer.queued),
+            compute_us=micros(answer.compute),
+        )
+        self._send(pb.StreamResponse(outputs=outputs))
+        if self._call.unsent_bytes >= self._front.limits.max_unsent_bytes and not self._held:
+            assert self._lane is not None
+            assert self._stream is not None
+            self._held = True
+            self._lane.streams.batcher.hold(self._stream)
+        self._receive_if_room()
+
+    def on_end(self, refusal: Refusal | None) -> None:
+        """The stream has ended by itself."""
+        if refusal is None:
+            self._call.finish(StatusCode.OK)
+        else:
+            self._refuse(refusal)
+
+    # From the server.
+
+    def go_away(self, grace_ms: int) -> None:
+        """Tell the client that the server is about to shut down."""
+        self._send(pb.StreamResponse(go_away=pb.GoAway(grace_ms=grace_ms)))
+
+    def flush(self) -> None:
+        """Nothing is gathered: every answer is sent at once."""
+
+    def _take(self, data: bytes) -> None:
+        try:
+            request = pb.StreamRequest.FromString(data)
+        except DecodeError:
+            raise InvalidInput("the message isn't a cellstream.v1.StreamRequest") from None
+        kind = request.WhichOneof("message")
+        if kind == "chunk":
+            if self._lane is None or self._stream is None:
+                raise WrongPhase("a chunk before the stream is open; send Open first")
+            chunk = request.chunk
+            self._lane.streams.push(
+                self._stream, chunk.first_step, chunk.steps, list(chunk.inputs), self._front.clock()
+            )
+        elif kind == "open":
+            if self._stream is not None:
+                raise WrongPhase("a second Open; one call is one stream")
+            self._lane, self._stream, opened = self._front.open(request.open, self)
+            self._send(pb.StreamResponse(opened=opened))
+        else:
+            raise InvalidInput("the message is neither Open nor Chunk")
+
+    def _send(self, response: pb.StreamResponse) -> None:
+        self._front.stats.messages_out += 1
+        self._call.send(response.SerializeToString())
+
+    def _receive_if_room(self) -> None:
+        stream, limits = self._stream, self._front.limits
+        if stream is not None:
+            assert self._lane is not None
+            if stream.phase is not Phase.OPEN or self._lane.streams.waiting(stream) >= limits.window_steps:
+                return
+        if self._call.unsent_bytes < limits.max_unsent_bytes:
+            self._call.receive()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._front.stats.refusals[refusal.reason] += 1
+        if self._lane is not None and self._stream is not None:
+            self._lane.streams.end(self._stream)
+        self._call.finish(code_of(refusal), str(refusal), trailing(refusal))

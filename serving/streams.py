@@ -1,0 +1,265 @@
+"""The streams of one model: who is open, which row holds whose state, what was accepted and what was answered.
+
+Owns every stream's life and the rows' and batcher's use. Values in, values out: no gRPC, no ONNX Runtime, no clock,
+no thread. Answers leave through each stream's sink.
+
+A stream's life, and every move it can make:
+
+    OPEN      --finish-->  FINISHING   nothing more is accepted; what waits is computed and answered
+    OPEN      --end----->  ENDED       cancelled, refused, failed: what waits is forgotten
+    FINISHING --drained->  ENDED       everything has been answered
+    FINISHING --end----->  ENDED
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+from serving.batcher import Batch, Batcher, Chunk
+from serving.config import Batching, Limits
+from serving.errors import OutOfOrder, Overloaded, Refusal, ShuttingDown, TooManyStreams, WrongPhase
+from serving.inputs import InputCheck
+from serving.rows import INITIAL, Rows
+
+
+class Phase(enum.Enum):
+    """Where a stream stands in its life."""
+
+    OPEN = "open"
+    FINISHING = "finishing"
+    ENDED = "ended"
+
+
+_MOVES = {
+    (Phase.OPEN, Phase.FINISHING),
+    (Phase.OPEN, Phase.ENDED),
+    (Phase.FINISHING, Phase.ENDED),
+}
+
+
+class Sink(Protocol):
+    """Where a stream's answers go."""
+
+    def on_outputs(self, answer: Answer) -> None:
+        """Some steps are computed."""
+
+    def on_end(self, refusal: Refusal | None) -> None:
+        """The stream has ended by itself: everything is answered (None), or it can't go on."""
+
+
+class Answer:
+    """The outputs of consecutive steps of one stream, and how long they took (seconds)."""
+
+    __slots__ = ("compute", "first_step", "outputs", "queued", "steps")
+
+    def __init__(self, first_step: int, steps: int, outputs: list[bytes], queued: float, compute: float) -> None:
+        self.first_step = first_step
+        self.steps = steps
+        self.outputs = outputs  # one per model output: `steps` steps, little-endian
+        self.queued = queued
+        self.compute = compute
+
+
+class Stream:
+    """One stream: its state's row, and how far it has come."""
+
+    __slots__ = ("accepted_step", "answered_step", "name", "phase", "row", "sink")
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.sink = sink
+        self.phase = Phase.OPEN
+        self.row = INITIAL
+        self.accepted_step = 0  # the last step that has arrived
+        self.answered_step = 0  # the last step that is computed
+
+
+class Run:
+    """A batch on its way through the engine: what each lane computes, reads and writes."""
+
+    __slots__ = ("batch", "read_rows", "write_rows")
+
+    def __init__(self, batch: Batch[Stream], read_rows: list[int], write_rows: list[int]) -> None:
+        self.batch = batch
+        self.read_rows = read_rows
+        self.write_rows = write_rows
+
+    def __len__(self) -> int:
+        return len(self.read_rows)
+
+    def halves(self) -> tuple[Run, Run]:
+        """Two runs that together do the same (for finding the one that fails)."""
+        middle = len(self) // 2
+        return (
+            Run(Batch(self.batch.slices[:middle]), self.read_rows[:middle], self.write_rows[:middle]),
+            Run(Batch(self.batch.slices[middle:]), self.read_rows[middle:], self.write_rows[middle:]),
+        )
+
+
+class Streams:
+    """All streams of one model."""
+
+    def __init__(self, *, check: InputCheck, limits: Limits, batching: Batching) -> None:
+        self._check = check
+        self._limits = limits
+        self.rows = Rows(slab_rows(limits, batching))
+        self.batcher: Batcher[Stream] = Batcher(max_batch=batching.max_batch, slice_steps=batching.slice_steps)
+        self.closed: Refusal | None = None  # why nothing new is admitted
+        self._live: set[Stream] = set()
+        self._running: set[Stream] = set()
+
+    @property
+    def live(self) -> int:
+        """Streams that haven't ended."""
+        return len(self._live)
+
+    def open(self, name: str, sink: Sink) -> Stream:
+        """A new stream in its first state. Raises TooManyStreams, or why the model admits none."""
+        if self.closed is not None:
+            raise type(self.closed)(*self.closed.args)  # a fresh one: raising the same again grows its traceback
+        if len(self._live) >= self._limits.max_streams:
+            raise TooManyStreams(f"{len(self._live)} streams are open; the limit is {self._limits.max_streams}")
+        stream = Stream(name, sink)
+        self._live.add(stream)
+        return stream
+
+    def push(
+        self, stream: Stream, first_step: int, steps: int, inputs: Sequence[bytes | memoryview], now: float
+    ) -> None:
+        """Accept a chunk: steps first_step … first_step + steps - 1, numbered from 1.
+
+        Steps that are here already are dropped (a client that sends again is right to), a gap is refused.
+        Raises InvalidInput, TooLarge, OutOfOrder, Overloaded or WrongPhase; a refused chunk changes nothing.
+        """
+        if stream.phase is not Phase.OPEN:
+            raise WrongPhase(f"a chunk for a stream that is {stream.phase.value}")
+        self._check(steps, inputs)
+        known = stream.accepted_step + 1 - first_step  # steps of this chunk that are here already
+        if first_step < 1:
+            raise OutOfOrder("first_step is 0; steps are numbered from 1")
+        if known < 0:
+            raise OutOfOrder(f"first_step is {first_step}; the stream's next step is {stream.accepted_step + 1}")
+        if known >= steps:
+            return
+        if self.batcher.waiting_steps + steps - known > self._limits.max_waiting_steps:
+            raise Overloaded(
+                f"{self.batcher.waiting_steps} steps are waiting, and {steps - known} more would pass the limit of "
+                f"{self._limits.max_waiting_steps}; try again later"
+            )
+        if known:
+            sizes = self._check.step_bytes
+            inputs = [memoryview(data)[known * size :] for data, size in zip(inputs, sizes, strict=True)]
+        stream.accepted_step += steps - known
+        self.batcher.push(stream, Chunk(first_step + known, steps - known, tuple(inputs), now))
+
+    def waiting(self, stream: Stream) -> int:
+        """Steps of the stream that have arrived and aren't computed."""
+        return stream.accepted_step - stream.answered_step
+
+    def finish(self, stream: Stream) -> None:
+        """The client sends no more: end the stream, through its sink, once everything is answered."""
+        if stream.phase is Phase.OPEN:
+            self._move(stream, Phase.FINISHING)
+            self._end_if_drained(stream)
+
+    def end(self, stream: Stream) -> None:
+        """The stream is over (cancelled, refused): forget what it has waiting and free its state. Idempotent."""
+        if stream.phase is Phase.ENDED:
+            return
+        self._move(stream, Phase.ENDED)
+        self._live.remove(stream)
+        self.batcher.discard(stream)
+        if stream not in self._running:  # else its row is being read: freed when the run is over
+            self.rows.release(stream.row)
+            stream.row = INITIAL
+
+    def end_all(self, refusal: Refusal) -> None:
+        """End every stream with one refusal, and admit no more."""
+        self.closed = refusal
+        for stream in list(self._live):
+            self._fail(stream, refusal)
+
+    def close(self) -> None:
+        """Admit no more streams; those that are open go on."""
+        self.closed = ShuttingDown("the server is shutting down; open the stream on another one")
+
+    def take(self) -> Run | None:
+        """The next run, its rows claimed; None if nothing waits. It must be settled, or failed."""
+        batch = self.batcher.take()
+        if batch is None:
+            return None
+        claim = self.rows.claim
+        for piece in batch.slices:
+            self._running.add(piece.stream)
+        return Run(batch, [piece.stream.row for piece in batch.slices], [claim() for _ in batch.slices])
+
+    def settle(self, run: Run, outputs: Sequence[Sequence[bytes]], *, started: float, finished: float) -> None:
+        """The run has succeeded: its streams move to their new rows, and the answers go out.
+
+        `outputs[lane]` has one entry per model output: that lane's steps, little-endian.
+        """
+        self.batcher.finish(run.batch)
+        for piece, fresh, values in zip(run.batch.slices, run.write_rows, outputs, strict=True):
+            stream = piece.stream
+            self._running.discard(stream)
+            self.rows.release(stream.row)
+            if stream.phase is Phase.ENDED:  # it ended while the run was under way
+                self.rows.release(fresh)
+                stream.row = INITIAL
+                continue
+            stream.row = fresh
+            stream.answered_step += piece.steps
+            stream.sink.on_outputs(
+                Answer(piece.first_step, piece.steps, list(values), started - piece.chunk.arrived, finished - started)
+            )
+            if stream.phase is Phase.FINISHING:
+                self._end_if_drained(stream)
+
+    def fail(self, run: Run, refusal: Refusal) -> None:
+        """The run has failed for good: nothing has moved, and every member is told."""
+        self.batcher.finish(run.batch)
+        for piece, fresh in zip(run.batch.slices, run.write_rows, strict=True):
+            self.rows.release(fresh)
+            stream = piece.stream
+            self._running.discard(stream)
+            if stream.phase is Phase.ENDED:
+                self.rows.release(stream.row)
+                stream.row = INITIAL
+            else:
+                self._fail(stream, refusal)
+
+    def check(self) -> None:
+        """Assert that the books balance."""
+        self.rows.check()
+        self.batcher.check()
+        held = {stream.row for stream in self._live if stream.row != INITIAL}
+        held |= {stream.row for stream in self._running if stream.row != INITIAL}
+        if not self._running:
+            assert self.rows.in_use == len(held), "a row belongs to no stream"
+        assert len(held) == sum(stream.row != INITIAL for stream in self._live | self._running), (
+            "two streams share a row"
+        )
+        for stream in self._live:
+            assert stream.phase is not Phase.ENDED
+            assert self.waiting(stream) == self.batcher.waiting(stream)
+
+    def _end_if_drained(self, stream: Stream) -> None:
+        if self.waiting(stream) == 0:
+            self.end(stream)
+            stream.sink.on_end(None)
+
+    def _fail(self, stream: Stream, refusal: Refusal) -> None:
+        self.end(stream)
+        stream.sink.on_end(refusal)
+
+    @staticmethod
+    def _move(stream: Stream, phase: Phase) -> None:
+        assert (stream.phase, phase) in _MOVES, f"{stream.phase} to {phase}"
+        stream.phase = phase
+
+
+def slab_rows(limits: Limits, batching: Batching) -> int:
+    """N: row 0, a row per stream, and a spare one per lane of the largest batch."""
+    return 1 + limits.max_streams + batching.max_batch

@@ -1,0 +1,383 @@
+"""The streams of one model: their life, their order and their state, by histories that hypothesis invents.
+
+The model is a running sum, computed by the test on a slab of its own: an answer shows at once whose state it came of.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from model.contract import Contract, StatePair, TensorSpec
+from serving.config import Batching, Limits
+from serving.errors import (
+    ComputeFailed,
+    InvalidInput,
+    OutOfOrder,
+    Overloaded,
+    Refusal,
+    ShuttingDown,
+    TooLarge,
+    TooManyStreams,
+    Unavailable,
+    WrongPhase,
+)
+from serving.inputs import InputCheck
+from serving.rows import INITIAL
+from serving.streams import Answer, Phase, Run, Stream, Streams
+
+CONTRACT = Contract(
+    name="sum",
+    inputs=(TensorSpec("x", "float32", ()),),
+    outputs=(TensorSpec("y", "float32", ()),),
+    states=(StatePair("s", "s_out", "float32", ()),),
+    weights_digest="",
+)
+LIMITS = Limits(max_streams=4, max_steps_per_message=9, window_steps=9, max_waiting_steps=30)
+BATCHING = Batching(max_batch=3, slice_steps=4)
+
+
+def make_streams(limits: Limits = LIMITS) -> Streams:
+    """Streams of the running sum."""
+    return Streams(check=InputCheck(CONTRACT, limits), limits=limits, batching=BATCHING)
+
+
+def pack(values: list[float]) -> list[bytes]:
+    """Steps as a chunk's one tensor."""
+    return [struct.pack(f"<{len(values)}f", *values)]
+
+
+def unpack(data: bytes | memoryview) -> list[float]:
+    """A tensor's steps."""
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+class Sink:
+    """Remembers what a stream was told."""
+
+    def __init__(self) -> None:
+        self.outputs: list[float] = []
+        self.ends: list[Refusal | None] = []
+
+    def on_outputs(self, answer: Answer) -> None:
+        assert answer.first_step == len(self.outputs) + 1
+        assert answer.queued >= 0
+        self.outputs += unpack(answer.outputs[0])
+
+    def on_end(self, refusal: Refusal | None) -> None:
+        self.ends.append(refusal)
+
+
+class Slab:
+    """The running sum on a slab: fails if a run reads a row that isn't written or writes one that is read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, float] = {INITIAL: 0.0}
+
+    def compute(self, run: Run) -> list[list[bytes]]:
+        assert set(run.read_rows).isdisjoint(run.write_rows)
+        assert INITIAL not in run.write_rows
+        written, outputs = {}, []
+        for piece, read, write in zip(run.batch.slices, run.read_rows, run.write_rows, strict=True):
+            total, sums = self.sums[read], []
+            for value in unpack(piece.chunk.inputs[0])[piece.offset : piece.offset + piece.steps]:
+                total += value
+                sums.append(total)
+            written[write] = total
+            outputs.append(pack(sums))
+        self.sums |= written
+        return outputs
+
+
+class StreamsMachine(RuleBasedStateMachine):
+    """Whatever happens, in whatever order: every answer is the sum of that stream's own inputs, once, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams = make_streams()
+        self.slab = Slab()
+        self.sent: dict[Stream, list[float]] = {}
+        self.sinks: dict[Stream, Sink] = {}
+        self.finishing: set[Stream] = set()
+        self.ended: set[Stream] = set()
+        self.run: Run | None = None
+        self.now = 0.0
+
+    def live(self) -> list[Stream]:
+        return [stream for stream in self.sent if stream not in self.ended]
+
+    @rule()
+    def open(self) -> None:
+        sink = Sink()
+        if len(self.live()) >= LIMITS.max_streams:
+            with pytest.raises(TooManyStreams, match="4 streams are open; the limit is 4"):
+                self.streams.open("s", sink)
+            return
+        stream = self.streams.open("s", sink)
+        self.sent[stream], self.sinks[stream] = [], sink
+
+    @precondition(lambda self: self.live())
+    @rule(
+        data=st.data(), values=st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=9), back=st.integers(0, 4)
+    )
+    def push(self, data: st.DataObject, values: list[float], back: int) -> None:
+        """Push new steps, together with up to `back` that were sent before."""
+        stream = data.draw(st.sampled_from(self.live()))
+        sent = self.sent[stream]
+        again = sent[len(sent) - min(back, len(sent)) :] if back else []
+        chunk = (again + values)[: LIMITS.max_steps_per_message]
+        fresh = chunk[len(again) :]
+        first = len(sent) - len(again) + 1
+        self.now += 1
+        if stream in self.finishing:
+            with pytest.raises(WrongPhase):
+                self.streams.push(stream, first, len(chunk), pack(chunk), self.now)
+        elif fresh and self.streams.batcher.waiting_steps + len(fresh) > LIMITS.max_waiting_steps:
+            with pytest.raises(Overloaded, match="limit of 30"):
+                self.streams.push(stream, first, len(chunk), pack(chunk), self.now)
+        else:
+            self.streams.push(stream, first, len(chunk), pack(chunk), self.now)
+            sent += fresh
+
+    @precondition(lambda self: set(self.live()) - self.finishing)
+    @rule(data=st.data(), gap=st.integers(2, 5))
+    def push_with_a_gap(self, data: st.DataObject, gap: int) -> None:
+        open_ones = [stream for stream in self.live() if stream not in self.finishing]
+        stream = data.draw(st.sampled_from(open_ones))
+        with pytest.raises(OutOfOrder, match=f"next step is {len(self.sent[stream]) + 1}"):
+            self.streams.push(stream, len(self.sent[stream]) + gap, 1, pack([1.0]), self.now)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.live()))
+        self.finishing.add(stream)
+        self.streams.finish(stream)
+        self.note_drained()
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.live()))
+        self.ended.add(stream)
+        self.streams.end(stream)
+        self.streams.end(stream)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), held=st.booleans())
+    def hold_or_release(self, data: st.DataObject, held: bool) -> None:
+        stream = data.draw(st.sampled_from(self.live()))
+        (self.streams.batcher.hold if held else self.streams.batcher.release)(stream)
+
+    @precondition(lambda self: self.run is None)
+    @rule()
+    def take(self) -> None:
+        self.run = self.streams.take()
+
+    @precondition(lambda self: self.run is not None)
+    @rule()
+    def settle(self) -> None:
+        assert self.run is not None
+        run, self.run = self.run, None
+        before = {stream: list(sink.outputs) for stream, sink in self.sinks.items()}
+        self.streams.settle(run, self.slab.compute(run), started=self.now, finished=self.now)
+        for stream in self.ended:
+            assert self.sinks[stream].outputs == before[stream], "an answer to a stream that has ended"
+        self.note_drained()
+
+    @precondition(lambda self: self.run is not None and len(self.run) > 1)
+    @rule()
+    def settle_one_half_and_fail_the_other(self) -> None:
+        assert self.run is not None
+        (first, second), self.run = self.run.halves(), None
+        self.streams.settle(first, self.slab.compute(first), started=self.now, finished=self.now)
+        self.note_drained()
+        self.fail_members(second)
+
+    @precondition(lambda self: self.run is not None)
+    @rule()
+    def fail(self) -> None:
+        assert self.run is not None
+        run, self.run = self.run, None
+        self.fail_members(run)
+
+    def fail_members(self, run: Run) -> None:
+        members = [piece.stream for piece in run.batch.slices if piece.stream not in self.ended]
+        self.streams.fail(run, ComputeFailed("no"))
+        for stream in members:
+            assert [type(end) for end in self.sinks[stream].ends] == [ComputeFailed], "a member wasn't told"
+            self.ended.add(stream)
+
+    def note_drained(self) -> None:
+        for stream in list(self.finishing - self.ended):
+            if len(self.sinks[stream].outputs) == len(self.sent[stream]):
+                assert self.sinks[stream].ends == [None]
+                self.ended.add(stream)
+
+    @invariant()
+    def every_answer_is_right_and_the_books_balance(self) -> None:
+        self.streams.check()
+        assert self.streams.live == len(self.live())
+        for stream, sink in self.sinks.items():
+            sums = [sum(self.sent[stream][: step + 1]) for step in range(len(sink.outputs))]
+            assert sink.outputs == sums
+            if stream not in self.ended:
+                assert sink.ends == []
+
+
+TestStreamsMachine = StreamsMachine.TestCase
+
+
+def run_all(streams: Streams, slab: Slab) -> None:
+    """Compute until nothing waits."""
+    while (run := streams.take()) is not None:
+        streams.settle(run, slab.compute(run), started=0.0, finished=0.0)
+
+
+def test_cancelling_one_member_of_a_batch_harms_no_other() -> None:
+    """The first of three streams in a running batch is cancelled: the other two get answers (MLServer's defect)."""
+    streams, slab = make_streams(), Slab()
+    sinks = [Sink() for _ in range(3)]
+    opened = [streams.open("s", sink) for sink in sinks]
+    for value, stream in enumerate(opened):
+        streams.push(stream, 1, 1, pack([float(value)]), 0.0)
+    run = streams.take()
+    assert run is not None
+    streams.end(opened[0])
+    streams.settle(run, slab.compute(run), started=0.0, finished=0.0)
+    assert [sink.outputs for sink in sinks] == [[], [1.0], [2.0]]
+    streams.check()
+
+
+def test_a_lone_step_is_computed_at_once() -> None:
+    """There is no window to wait for: one step of one stream is a batch (sherpa-onnx's defect)."""
+    streams = make_streams()
+    stream = streams.open("s", Sink())
+    streams.push(stream, 1, 1, pack([1.0]), 0.0)
+    run = streams.take()
+    assert run is not None
+    assert len(run) == 1
+
+
+def test_a_stream_closed_in_flight_leaves_its_row_alone_until_the_run_is_over() -> None:
+    """A run still reads the row of a stream that has ended: no other stream may be given it before."""
+    streams, slab = make_streams(), Slab()
+    first = streams.open("s", Sink())
+    streams.push(first, 1, 1, pack([5.0]), 0.0)
+    run_all(streams, slab)
+    row = first.row
+    streams.push(first, 2, 1, pack([5.0]), 0.0)
+    run = streams.take()
+    assert run is not None
+    assert run.read_rows == [row]
+    streams.end(first)
+    claimed = [streams.rows.claim() for _ in range(streams.rows.capacity - 1 - streams.rows.in_use)]
+    assert row not in claimed
+    for other in claimed:
+        streams.rows.release(other)
+    streams.settle(run, slab.compute(run), started=0.0, finished=0.0)
+    assert streams.rows.in_use == 0
+
+
+def test_a_new_stream_starts_from_the_first_state_whoever_had_its_rows_before() -> None:
+    """State never leaks from one client to the next (Triton's defect)."""
+    streams, slab = make_streams(), Slab()
+    for _ in range(40):
+        sink = Sink()
+        stream = streams.open("s", sink)
+        streams.push(stream, 1, 2, pack([1.0, 2.0]), 0.0)
+        run_all(streams, slab)
+        assert sink.outputs == [1.0, 3.0]
+        streams.end(stream)
+
+
+def test_a_failed_run_can_be_tried_again_with_the_same_result() -> None:
+    """Rows are never changed once written, so running the same run twice gives the same answers."""
+    streams, slab = make_streams(), Slab()
+    sink = Sink()
+    stream = streams.open("s", sink)
+    streams.push(stream, 1, 1, pack([1.0]), 0.0)
+    run_all(streams, slab)
+    streams.push(stream, 2, 1, pack([1.0]), 0.0)
+    run = streams.take()
+    assert run is not None
+    slab.compute(run)
+    streams.settle(run, slab.compute(run), started=0.0, finished=0.0)
+    assert sink.outputs == [1.0, 2.0]
+
+
+def test_finishing_waits_for_what_was_sent() -> None:
+    """A half-closed stream ends, once, when its last step is answered, and takes nothing more."""
+    streams, slab = make_streams(), Slab()
+    sink = Sink()
+    stream = streams.open("s", sink)
+    streams.push(stream, 1, 9, pack([1.0] * 9), 0.0)
+    streams.finish(stream)
+    with pytest.raises(WrongPhase, match="finishing"):
+        streams.push(stream, 10, 1, pack([1.0]), 0.0)
+    run_all(streams, slab)
+    assert sink.outputs == [float(step) for step in range(1, 10)]
+    assert sink.ends == [None]
+    assert stream.phase is Phase.ENDED
+
+
+def test_closing_refuses_new_streams_and_leaves_open_ones() -> None:
+    """While the server drains, open streams go on and new ones are told."""
+    streams, slab = make_streams(), Slab()
+    sink = Sink()
+    stream = streams.open("s", sink)
+    streams.close()
+    with pytest.raises(ShuttingDown):
+        streams.open("t", Sink())
+    streams.push(stream, 1, 1, pack([1.0]), 0.0)
+    run_all(streams, slab)
+    assert sink.outputs == [1.0]
+
+
+def test_ending_all_tells_every_stream() -> None:
+    """When the engine is lost nobody waits for an answer that can't come."""
+    streams = make_streams()
+    sinks = [Sink() for _ in range(3)]
+    for sink in sinks:
+        streams.push(streams.open("s", sink), 1, 1, pack([1.0]), 0.0)
+    streams.end_all(Unavailable("gone"))
+    assert all([type(end) for end in sink.ends] == [Unavailable] for sink in sinks)
+    assert streams.take() is None
+    with pytest.raises(Unavailable, match="gone"):
+        streams.open("s", Sink())
+    streams.check()
+
+
+@pytest.mark.parametrize(
+    ("steps", "inputs", "error", "text"),
+    [
+        (0, [b""], InvalidInput, "0 steps"),
+        (10, pack([0.0] * 10), TooLarge, "10 steps; the limit is 9"),
+        (1, [], InvalidInput, "0 input tensors; the model takes 1"),
+        (1, [b"", b""], InvalidInput, "2 input tensors"),
+        (1, [struct.pack("<d", 1.0)], InvalidInput, "8 bytes; 1 steps of float32.* are 4 bytes"),
+        (2, [struct.pack("<f", 1.0)], InvalidInput, "4 bytes; 2 steps of float32.* are 8 bytes"),
+        (2, pack([1.0, float("nan")]), InvalidInput, "nan at step 1"),
+        (1, pack([float("inf")]), InvalidInput, "inf at step 0"),
+    ],
+)
+def test_a_chunk_that_does_not_fit_changes_nothing(steps: int, inputs: list[bytes], error: type, text: str) -> None:
+    """A refused chunk names value and limit, and the stream is as it was."""
+    streams, slab = make_streams(), Slab()
+    sink = Sink()
+    stream = streams.open("s", sink)
+    with pytest.raises(error, match=text):
+        streams.push(stream, 1, steps, inputs, 0.0)
+    streams.push(stream, 1, 1, pack([7.0]), 0.0)
+    run_all(streams, slab)
+    assert sink.outputs == [7.0]
+
+
+def test_step_numbers_begin_at_1() -> None:
+    """Step 0 doesn't exist."""
+    streams = make_streams()
+    with pytest.raises(OutOfOrder, match="numbered from 1"):
+        streams.push(streams.open("s", Sink()), 0, 1, pack([1.0]), 0.0)
