@@ -1,0 +1,362 @@
+"""gRPC's completion queue: every hot call, its outstanding operations, and what arrives on them.
+
+Owns the queue, the live calls and the order of their operations, all on the one thread that polls. Must not know what
+a message means, what a stream is, or when a batch runs. The only module that touches `grpc._cython.cygrpc`, which is
+no public interface: grpcio is pinned exactly, and tests/serving/test_wire.py is what a newer one must pass.
+
+The order of a server's life: Wire(server, methods), server.start(), start(), then poll() again and again. At the end
+refuse_all(), more polls for as long as clients may take to read their status, server.stop(0), stop().
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import grpc
+from grpc._cython import cygrpc
+
+TESTED_GRPC = "1.85.1"
+
+_MAX_EVENTS = 4096  # taken by one poll: a flood of messages mustn't keep the loop from its other work
+_REQUESTED = 32  # calls of each method asked for in advance, so that a burst of new ones is taken in by one poll
+_NO_FLAGS = 0
+_FOR_EVER = 1e11  # seconds since 1970; gRPC writes "no deadline" as one beyond this
+_STOP_POLL = 0.05  # seconds
+_AT_ONCE = 0  # as a deadline for the queue: long past, so it never waits
+_DONE = cygrpc.CompletionType.operation_complete
+_SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
+_CODES = {code: code.value[0] for code in grpc.StatusCode}
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+class WireError(RuntimeError):
+    """gRPC refused an operation that should never have been started, or isn't the gRPC this module is written for."""
+
+
+class Handler(Protocol):
+    """What a service gives the wire for each call. Called from within Wire.poll only, never from within a Call.
+
+    Once the service has called finish() or abort(), nothing but on_closed follows.
+    """
+
+    def on_message(self, data: bytes) -> None:
+        """Take one message; no other is received before Call.receive() is called again."""
+
+    def on_half_close(self) -> None:
+        """Note that the client has sent its last message."""
+
+    def on_sent(self) -> None:
+        """Note that a message has left the outbox: Call.unsent and Call.unsent_bytes went down."""
+
+    def on_closed(self, *, cancelled: bool) -> None:
+        """Let go of the call: the last callback, exactly once. `cancelled` unless a finish() of ours has ended it."""
+
+
+class Call:
+    """One call of a hot method. At most one receive and one send of it are outstanding, whatever its service asks."""
+
+    __slots__ = (
+        "__weakref__",
+        "_aborted",
+        "_call",
+        "_cancelled",
+        "_due",
+        "_finishing",
+        "_greeted",
+        "_half_closed",
+        "_handler",
+        "_on_received",
+        "_on_sent",
+        "_outbox",
+        "_peer",
+        "_receiving",
+        "_sending",
+        "_status",
+        "_wire",
+        "deadline",
+        "metadata",
+        "method",
+        "unsent",
+        "unsent_bytes",
+    )
+
+    def __init__(self, wire: Wire, method: str, event: Any) -> None:
+        self.method = method
+        self.metadata: Metadata = event.invocation_metadata
+        deadline = event.call_details.deadline
+        self.deadline: float | None = deadline if deadline < _FOR_EVER else None  # seconds since 1970
+        self.unsent = 0  # messages given to send() that haven't left
+        self.unsent_bytes = 0
+        self._wire = wire
+        self._handler: Handler | None = None  # none yet, or never: refused
+        self._call = event.call  # none once the call is over: each one kept costs tens of KiB
+        self._peer: str | None = None
+        self._due = 0  # operations outstanding; ReceiveCloseOnServer is one of them to the end
+        self._receiving = False
+        self._half_closed = False
+        self._greeted = False  # initial metadata goes out with the first message or the status
+        self._sending: bytes | None = None
+        self._outbox: deque[bytes] = deque()  # what waits behind the message being sent
+        self._finishing = False  # by finish() or abort() of ours, or because the client is gone
+        self._status: tuple[grpc.StatusCode, str, Metadata] | None = None  # what waits behind the outbox
+        self._aborted = False
+        self._cancelled = False
+        # Bound once, not for every message. They refer back to the call; _over() breaks the circle.
+        self._on_received: Callable[[Any], None] | None = self._received
+        self._on_sent: Callable[[Any], None] | None = self._sent
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+
+    @property
+    def peer(self) -> str:
+        """The client's address as gRPC writes it, e.g. ipv4:127.0.0.1:40000; empty if first asked after the end."""
+        if self._peer is None:
+            self._peer = self._call.peer().decode() if self._call is not None else ""
+        return self._peer
+
+    def receive(self) -> None:
+        """Ask for the next message. Does nothing if one is asked for already, or none can come any more."""
+        if self._receiving or self._half_closed or self._finishing:
+            return
+        self._receiving = True
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_received)
+
+    def send(self, data: bytes) -> None:
+        """Send a message, after those already waiting. Does nothing if the call is finishing or over."""
+        if self._finishing:
+            return
+        self.unsent += 1
+        self.unsent_bytes += len(data)
+        if self._sending is None:
+            self._start_send(data)
+        else:
+            self._outbox.append(data)
+
+    def finish(self, code: grpc.StatusCode, details: str = "", metadata: Metadata = ()) -> None:
+        """End the call with this status, after all that is waiting. Does nothing if it is finishing or over."""
+        if self._finishing:
+            return
+        self._finishing = True
+        self._status = (code, details, metadata)
+        if self._sending is None:
+            self._start_status()
+
+    def abort(self, code: grpc.StatusCode, details: str = "", metadata: Metadata = ()) -> None:
+        """End the call with this status now, even if it is finishing, and drop what hasn't left.
+
+        For a client that doesn't read. While a message of ours is on its way gRPC can't pass `metadata`.
+        """
+        if self._aborted or self._call is None:
+            return
+        self._aborted = True
+        self._drop_outbox()
+        if self._finishing or self._sending is not None:
+            self._cancel(code, details)
+        else:
+            self.finish(code, details, metadata)
+
+    def _cancel(self, code: grpc.StatusCode, details: str) -> None:
+        # gRPC sends this status ahead of data that waits for the client to read. If the call is over it does nothing.
+        self._finishing = True
+        self._status = None
+        self._call.cancel(_CODES[code], details.encode())
+
+    def _drop_outbox(self) -> None:
+        self.unsent -= len(self._outbox)
+        self.unsent_bytes -= sum(map(len, self._outbox))
+        self._outbox.clear()
+
+    def _start(self, operations: tuple[Any, ...], on_done: Callable[[Any], None] | None) -> None:
+        # An operation object is used once only: gRPC frees what is inside when it completes.
+        error = self._call.start_server_batch(operations, on_done)
+        if error:
+            names = ", ".join(type(operation).__name__ for operation in operations)
+            raise WireError(f"gRPC refused {names} of a call of {self.method} with call error {error}")
+        self._due += 1
+
+    def _start_send(self, data: bytes) -> None:
+        self._sending = data
+        message = cygrpc.SendMessageOperation(data, _NO_FLAGS)
+        if self._greeted:
+            self._start((message,), self._on_sent)
+        else:
+            self._greeted = True
+            self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), message), self._on_sent)
+
+    def _start_status(self) -> None:
+        assert self._status is not None
+        code, details, metadata = self._status
+        self._status = None
+        status = cygrpc.SendStatusFromServerOperation(metadata, _CODES[code], details.encode(), _NO_FLAGS)
+        if self._greeted:
+            self._start((status,), self._status_sent)
+        else:
+            self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), status), self._status_sent)
+
+    # Completions. Each first brings the books up to date and only then calls the handler, which may raise.
+
+    def _received(self, event: Any) -> None:
+        self._receiving = False
+        self._due -= 1
+        data = event.batch_operations[0].message()
+        if data is None:
+            self._half_closed = True
+            self._wire.half_closed.append(self)
+        elif not self._finishing and self._handler is not None:
+            self._handler.on_message(data)
+        if not self._due:
+            self._over()
+
+    def _sent(self, event: Any) -> None:
+        self._due -= 1
+        sent, self._sending = self._sending, None
+        assert sent is not None
+        self.unsent -= 1
+        self.unsent_bytes -= len(sent)
+        if not event.success:
+            self._cancel(grpc.StatusCode.INTERNAL, "an answer could not be sent")
+        elif self._outbox:
+            self._start_send(self._outbox.popleft())
+        elif self._status is not None:
+            self._start_status()
+        if not self._finishing and self._handler is not None:
+            self._handler.on_sent()
+        if not self._due:
+            self._over()
+
+    def _status_sent(self, event: Any) -> None:
+        self._due -= 1
+        if not event.success:
+            self._cancel(grpc.StatusCode.INTERNAL, "the status could not be sent")
+        if not self._due:
+            self._over()
+
+    def _closed(self, event: Any) -> None:
+        self._due -= 1
+        self._cancelled = event.batch_operations[0].cancelled()
+        self._finishing = True
+        self._drop_outbox()
+        if not self._due:
+            self._over()
+
+    def _over(self) -> None:
+        handler, self._handler = self._handler, None
+        self._call = self._on_received = self._on_sent = None
+        self._wire.forget(self)
+        if handler is not None:
+            handler.on_closed(cancelled=self._cancelled)
+
+    # For the wire alone.
+
+    def serve(self, service: Callable[[Call], Handler]) -> None:
+        """Let `service` make the call's handler."""
+        self._handler = service(self)
+
+    def half_close(self) -> None:
+        """Tell the handler that the client has sent its last message."""
+        if not self._finishing and self._handler is not None:
+            self._handler.on_half_close()
+
+
+class Wire:
+    """The completion queue of a server's hot methods. All but `live` is for one thread: the one that polls."""
+
+    def __init__(self, server: grpc.Server, methods: Mapping[str, Callable[[Call], Handler]]) -> None:
+        """`methods`: what makes a call's handler, by full name (/package.Service/Method). Before server.start()."""
+        self._server = _core_of(server)
+        self._methods = dict(methods)
+        self._queue = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._queue)
+        for method in self._methods:
+            self._server.register_method(method)
+        self._calls: set[Call] = set()
+        self._requested = 0
+        self._refusal: tuple[grpc.StatusCode, str] | None = None
+        self.live = 0  # calls that aren't over
+        self.half_closed: list[Call] = []  # told at the end of the poll; the calls themselves add to it
+
+    def start(self) -> None:
+        """Take calls. After server.start()."""
+        for method in self._methods:
+            on_call = functools.partial(self._accept, method)
+            for _ in range(_REQUESTED):
+                self._request(method, on_call)
+
+    def poll(self, timeout: float) -> int:
+        """Wait up to `timeout` seconds for an event, then deal with all that have arrived, and return their number.
+
+        Whatever a handler raises comes out here; the wire's own books are right then, and polling may go on.
+        """
+        poll = self._queue.poll
+        events = 0
+        event = poll(time.time() + timeout if timeout else _AT_ONCE)
+        while event.completion_type == _DONE:
+            event.tag(event)
+            events += 1
+            if events == _MAX_EVENTS:
+                break
+            event = None  # it may hold the last reference to a call, which must go before the next poll
+            event = poll(_AT_ONCE)
+        while self.half_closed:
+            # Only now: what a cancelled call gives first looks like a half-close, and its cancel comes right behind.
+            self.half_closed.pop().half_close()
+        return events
+
+    def refuse_all(self, code: grpc.StatusCode, details: str) -> None:
+        """End every call with this status, and from now on every new one. Polling carries it out."""
+        self._refusal = (code, details)
+        for call in tuple(self._calls):
+            call.abort(code, details)
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Cut off what is left and close the queue, within `timeout` seconds; False if gRPC didn't give it all back.
+
+        After server.stop(0), in the thread that polled or when that has ended. Handlers still get their on_closed.
+        """
+        self.refuse_all(grpc.StatusCode.UNAVAILABLE, "the server has shut down")
+        give_up = time.monotonic() + timeout
+        while self.live or self._requested:
+            if time.monotonic() > give_up:
+                return False
+            self.poll(_STOP_POLL)
+        self._queue.shutdown()
+        return bool(self._queue.poll(time.time() + timeout).completion_type == _SHUT_DOWN)
+
+    def forget(self, call: Call) -> None:
+        """Let go of a call that is over. For calls alone."""
+        self._calls.remove(call)
+        self.live -= 1
+
+    def _request(self, method: str, on_call: Callable[[Any], None]) -> None:
+        try:
+            self._server.request_registered_call(self._queue, self._queue, method, on_call)
+        except ValueError:
+            return  # another thread has just begun to shut the server down: there are no more calls
+        self._requested += 1
+
+    def _accept(self, method: str, event: Any) -> None:
+        self._requested -= 1
+        if not event.success:
+            return  # the server is shutting down
+        self._request(method, event.tag)
+        call = Call(self, method, event)
+        self._calls.add(call)
+        self.live += 1
+        if self._refusal is None:
+            call.serve(self._methods[method])
+        else:
+            call.finish(*self._refusal)
+
+
+def _core_of(server: grpc.Server) -> Any:
+    core = getattr(server, "_cy_server", None)
+    if grpc.__version__ != TESTED_GRPC or not isinstance(core, cygrpc.Server):
+        raise WireError(
+            f"grpcio {grpc.__version__} is installed, and serving/wire.py is written for {TESTED_GRPC} exactly: "
+            "install that one, or change TESTED_GRPC and see whether tests/serving/test_wire.py passes"
+        )
+    return core
