@@ -1,0 +1,1 @@
+"""From a checkpoint to a proved artifact: torch -> model.onnx -> checks -> resident.onnx -> parity -> written."""

@@ -1,0 +1,123 @@
+"""The command line: `python -m export CHECKPOINT --name NAME` and `python -m export prove ARTIFACT`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from export import artifact, pipeline
+from export.checks import StructureError
+from export.report import parity_table
+from export.resident import ResidentError
+from model.checkpoint import CheckpointError, load
+from model.contract import ContractError
+
+FAULTS = (
+    CheckpointError,
+    ContractError,
+    StructureError,
+    ResidentError,
+    pipeline.ParityError,
+    artifact.ArtifactError,
+)
+PROVE = "prove"
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Export a PyTorch LSTM to ONNX, prove that it computes the same, and write it as an artifact that"
+        " the server can serve. CHECKPOINT is a .safetensors file (ours, or the bare weights of a torch.nn.LSTM) or a"
+        " .pt/.pth file made by torch.save(module.state_dict(), …), which is read without running code. Sizes are"
+        " inferred from the weights.",
+        epilog="what is written, only when everything passed:\n"
+        "  artifacts/NAME/VERSION/model.onnx        portable: x, h, c -> y, h_out, c_out, any batch and time\n"
+        "  artifacts/NAME/VERSION/model.onnx.data   the weights, shared by both graphs\n"
+        "  artifacts/NAME/VERSION/resident.onnx     what the server runs: states of all streams in one slab\n"
+        "  artifacts/NAME/VERSION/parity.json       the certificate, which both graphs carry too\n\n"
+        "examples:\n"
+        "  python -m export checkpoints/bytelm.safetensors --name bytelm\n"
+        "  python -m export my_lstm.pt --name mine --version 3     # refused where version 3 exists\n"
+        "  python -m export prove artifacts/bytelm                 # prove the newest version again\n"
+        "  python -m export prove artifacts/bytelm/1               # or this one",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the weights, or the word 'prove' (below)")
+    parser.add_argument("--name", required=True, help="the model's name: letters, digits, '.', '_' and '-'")
+    parser.add_argument("--version", type=int, help="its version, from 1 (default: the one after the newest)")
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="the repository (default: %(default)s)")
+    return parser
+
+
+def _prove_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export prove",
+        description="Prove an artifact again, from itself alone: the digest of its weights, the structure of both"
+        " graphs, and parity with a PyTorch module read from its weights, on this machine. Changes nothing.",
+        epilog="examples:\n  python -m export prove artifacts/bytelm\n  python -m export prove artifacts/bytelm/1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "path", type=Path, metavar="ARTIFACT", help="artifacts/NAME (its newest version) or one version"
+    )
+    return parser
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[pipeline.Progress]:
+    """A progress bar for as long as the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("structure", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what, completed=done, total=total)
+
+        yield show
+
+
+def _export(arguments: list[str], console: Console) -> None:
+    options = _export_parser().parse_args(arguments)
+    final = artifact.target(options.out, options.name, options.version)
+    checkpoint = load(options.checkpoint)
+    with _progress(console) as progress:
+        proved = pipeline.export(checkpoint, final, name=options.name, progress=progress)
+    console.print(parity_table(proved.records))
+    console.print(f"wrote {proved.folder}, proved by {len(proved.records)} comparisons")
+    console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
+
+
+def _prove(arguments: list[str], console: Console) -> None:
+    options = _prove_parser().parse_args(arguments)
+    with _progress(console) as progress:
+        proved = pipeline.prove(options.path, progress=progress)
+    console.print(parity_table(proved.records))
+    console.print(f"{proved.folder} is proved again by {len(proved.records)} comparisons; its weights are unchanged")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a fault is one line and exit code 1, wrong usage exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console = Console(highlight=False, soft_wrap=True)
+    command: Callable[[list[str], Console], None] = _export
+    if arguments[:1] == [PROVE]:
+        command, arguments = _prove, arguments[1:]
+    try:
+        command(arguments, console)
+    except FAULTS as error:
+        if isinstance(error, pipeline.ParityError) and error.records:
+            console.print(parity_table(error.records))
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The artifact on disk: its layout, names and versions, its weights file, and how it appears all at once.
+
+Owns paths and bytes. Knows nothing of what is in the graphs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from model.contract import Certificate, Contract, ContractError, certificate_to_plain
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+RESIDENT = "resident.onnx"
+PARITY = "parity.json"
+ALIGNMENT = 64  # bytes, of each weight in the weights file
+SMALL = 64  # elements: integer constants up to this size stay in the graph, where shape inference sees them
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class ArtifactError(ValueError):
+    """The artifact can't be written or read there; the text says what to do."""
+
+
+def check_name(name: str) -> str:
+    """The name, if a folder and a model can be called so; raises ArtifactError otherwise."""
+    if not _NAME.fullmatch(name) or name.startswith("."):
+        raise ArtifactError(f"name {name!r}: letters, digits, '.', '_' and '-' only, and no '.' in front")
+    return name
+
+
+def versions(folder: Path) -> list[int]:
+    """The versions that lie in `artifacts/<name>`, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"[1-9]\d*", path.name))
+
+
+def target(out: Path, name: str, version: int | None) -> Path:
+    """Where the artifact goes: `out/name/version`, by default the version after the newest.
+
+    Raises ArtifactError for a bad name or version and for a version that exists: artifacts never change.
+    """
+    folder = out / check_name(name)
+    if version is None:
+        return folder / str(max(versions(folder), default=0) + 1)
+    if version < 1:
+        raise ArtifactError(f"version {version}: versions count from 1")
+    if (folder / str(version)).exists():
+        raise ArtifactError(
+            f"{folder / str(version)} exists, and artifacts never change: leave out --version to get the next free"
+            " one, or remove that folder"
+        )
+    return folder / str(version)
+
+
+def find(path: Path) -> Path:
+    """The artifact at `artifacts/NAME/VERSION`, or the newest one at `artifacts/NAME`; raises ArtifactError."""
+    if (path / MODEL).is_file():
+        missing = [name for name in (WEIGHTS, RESIDENT) if not (path / name).is_file()]
+        if missing:
+            raise ArtifactError(f"{path} is damaged: no {' and no '.join(missing)}; export it anew")
+        return path
+    found = versions(path)
+    if found:
+        return find(path / str(found[-1]))
+    raise ArtifactError(f"no artifact at {path}: it needs {MODEL}, or folders 1, 2, … that have one")
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A folder to write an artifact into, which becomes `final` at the end of the block and vanishes on any error."""
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    except OSError as error:
+        raise ArtifactError(f"can't write into {final.parent}: {error.strerror or error}") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        try:
+            folder.rename(final)
+        except OSError as error:
+            raise ArtifactError(
+                f"{final} appeared while this export ran: export again to get another version"
+            ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            final.parent.rmdir()  # only where nothing else is in it
+        raise
+
+
+def move_weights(model: ModelProto) -> bytes:
+    """Take the weights out of `model`, leaving references into WEIGHTS, and return that file's bytes.
+
+    The same weights in the same order give the same bytes.
+    """
+    data = bytearray()
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if np.issubdtype(array.dtype, np.integer) and array.size <= SMALL:
+            continue
+        data.extend(b"\0" * (-len(data) % ALIGNMENT))
+        raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+        _refer(tensor, offset=len(data), length=len(raw))
+        data.extend(raw)
+    return bytes(data)
+
+
+def _refer(tensor: TensorProto, *, offset: int, length: int) -> None:
+    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(name)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+
+
+def digest(data: bytes) -> str:
+    """What the contract calls `weights_digest`: "sha256:" and the hexadecimal SHA-256 of the weights file's bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def check_digest(folder: Path, contract: Contract) -> None:
+    """Raise ArtifactError where the weights file isn't the one that the contract was made for."""
+    found = digest((folder / WEIGHTS).read_bytes())
+    if found != contract.weights_digest:
+        raise ArtifactError(
+            f"{folder / WEIGHTS} was changed: its digest is {found[:19]}…, and the contract says"
+            f" {contract.weights_digest[:19]}…; export it anew"
+        )
+
+
+def write_graph(model: ModelProto, path: Path, contract: Contract) -> None:
+    """Write a graph with the contract in its metadata."""
+    del model.metadata_props[:]
+    for key, value in contract.to_metadata().items():
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_certificate(certificate: Certificate, path: Path) -> None:
+    """Write the certificate beside the graphs, for people and scripts."""
+    path.write_text(json.dumps(certificate_to_plain(certificate), indent=1) + "\n", encoding="utf-8")
+
+
+def read_graph(path: Path, *, weights: bool) -> tuple[ModelProto, Contract]:
+    """Read a graph and its contract, with or without its weights; raises ArtifactError naming the file."""
+    try:
+        model = onnx.load(path, load_external_data=weights)
+        return model, Contract.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    except ContractError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    except Exception as error:  # protobuf and onnx raise many kinds, none of them typed
+        raise ArtifactError(f"{path} can't be read: {error}") from error

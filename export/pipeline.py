@@ -1,0 +1,171 @@
+"""The order of an export: checkpoint, model.onnx, checks, resident.onnx, checks, parity, certificate, written.
+
+Owns that order and nothing of the steps. Whatever raises, nothing appears under the final name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import ModelProto
+
+from export import artifact, checks, portable, resident
+from export.parity import STEPS, Levels
+from model.checkpoint import Checkpoint
+from model.contract import Certificate, Contract, ParityRecord
+from model.lstm import LSTM
+from model.weights import WeightsError
+
+NOT_CHECKED = (
+    "execution providers other than the CPU's (CUDA)",
+    "processors other than the one named under machine",
+    f"sequences of more than {max(STEPS)} steps",
+    "the answers over gRPC (`make demo` checks them)",
+)
+Progress = Callable[[str, int, int], None]  # what is being done, how far, of how much
+
+
+class ParityError(ValueError):
+    """The export doesn't compute the same as the module; `records` say where."""
+
+    def __init__(self, message: str, records: tuple[ParityRecord, ...] = ()) -> None:
+        super().__init__(message)
+        self.records = records
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """A finished artifact: where it is and what it promises."""
+
+    folder: Path
+    contract: Contract
+    records: tuple[ParityRecord, ...]
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Progress for nobody."""
+
+
+def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress = silent) -> Proved:
+    """Export `checkpoint` to the folder `final`, which appears only when every check has passed.
+
+    Raises StructureError, ParityError or ArtifactError, and then leaves nothing.
+    """
+    with artifact.staged(final) as folder:
+        model, contract = _write_portable(checkpoint, folder, name)
+        wrapped = _write_resident(model, contract, folder)
+        records = _prove(checkpoint.module, folder, contract, progress)
+        certified = replace(contract, certificate=_certificate(records, contract))
+        assert certified.certificate is not None
+        artifact.write_graph(model, folder / artifact.MODEL, certified)
+        artifact.write_graph(wrapped, folder / artifact.RESIDENT, certified)
+        artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
+        _read_back(folder, certified)
+    return Proved(final, certified, records)
+
+
+def _write_portable(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[ModelProto, Contract]:
+    """Build, write and check model.onnx and the weights file."""
+    model = portable.build(checkpoint.module)
+    weights = artifact.move_weights(model)
+    (folder / artifact.WEIGHTS).write_bytes(weights)
+    contract = portable.contract_of(
+        checkpoint.module.spec, name=name, weights_digest=artifact.digest(weights), notes=checkpoint.notes
+    )
+    artifact.write_graph(model, folder / artifact.MODEL, contract)
+    checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
+    return model, contract
+
+
+def _write_resident(model: ModelProto, contract: Contract, folder: Path) -> ModelProto:
+    """Derive, write and check resident.onnx."""
+    wrapped = resident.derive(model, contract)
+    artifact.write_graph(wrapped, folder / artifact.RESIDENT, contract)
+    checks.check_structure(checks.resident_subject(folder / artifact.RESIDENT, wrapped, contract))
+    return wrapped
+
+
+def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -> tuple[ParityRecord, ...]:
+    """All parity records; raises ParityError where one failed."""
+    levels = Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract)
+    records: list[ParityRecord] = []
+    progress("parity", 0, levels.batches)
+    for done, batch in enumerate(levels.records(), start=1):
+        records += batch
+        progress("parity", done, levels.batches)
+    failed = [record for record in records if not record.passed]
+    if failed:
+        worst = max(failed, key=lambda record: record.rms_ratio)
+        raise ParityError(
+            f"{len(failed)} of {len(records)} comparisons failed; worst: {worst.subject}, {worst.tensor} after"
+            f" {worst.steps} steps from a {worst.initial} state, rms error {worst.rms_ratio:.3g} times the yardstick"
+            f" (bar {worst.rms_bar:g})",
+            tuple(records),
+        )
+    return tuple(records)
+
+
+def _certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certificate:
+    return Certificate(
+        created=dt.datetime.now(dt.UTC).date().isoformat(),
+        machine=f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+        },
+        weights_digest=contract.weights_digest,
+        records=records,
+        not_checked=NOT_CHECKED,
+    )
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def _read_back(folder: Path, certified: Contract) -> None:
+    """What was written is what was meant: both contracts, the certificate and the digest, read from the files."""
+    for name in (artifact.MODEL, artifact.RESIDENT):
+        _, found = artifact.read_graph(folder / name, weights=False)
+        if found != certified or found.certificate is None or not found.certificate.passed:
+            raise artifact.ArtifactError(f"{folder / name}: its contract reads back differently")
+    artifact.check_digest(folder, certified)
+
+
+def prove(path: Path, *, progress: Progress = silent) -> Proved:
+    """Prove an artifact again from itself alone: digest, structure, and parity with a module read from its weights.
+
+    Raises ArtifactError, StructureError or ParityError; changes nothing.
+    """
+    folder = artifact.find(path)
+    model, contract = artifact.read_graph(folder / artifact.MODEL, weights=False)
+    wrapped, same = artifact.read_graph(folder / artifact.RESIDENT, weights=False)
+    if same != contract:
+        raise artifact.ArtifactError(f"{folder}: {artifact.MODEL} and {artifact.RESIDENT} have different contracts")
+    artifact.check_digest(folder, contract)
+    checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
+    checks.check_structure(checks.resident_subject(folder / artifact.RESIDENT, wrapped, contract))
+    loaded, _ = artifact.read_graph(folder / artifact.MODEL, weights=True)
+    try:
+        module = portable.read_module(loaded)
+    except WeightsError as error:
+        raise ParityError(f"{folder}: no PyTorch module can be read from its weights ({error})") from error
+    return Proved(folder, contract, _prove(module, folder, contract, progress))

@@ -1,0 +1,208 @@
+"""model.onnx: the module as a portable, batch-first ONNX graph, and the module read back from such a graph.
+
+Built node by node from the weights: the stock exporter freezes the time axis and leaves slices of weights behind.
+Owns the names of its tensors and ONNX's gate order. Knows no files and no slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from model.cell import LayerWeights
+from model.contract import Contract, StatePair, TensorSpec
+from model.lstm import LSTM, Spec
+
+OPSET = 20
+IR_VERSION = 10  # the one that belongs to opset 20's time: every runtime that has the opset reads it
+PRODUCER = "cellstream"
+Array = npt.NDArray[Any]
+
+
+def onnx_gates(rows: Array) -> Array:
+    """PyTorch's gates i, f, g, o along the first axis, in ONNX's order i, o, f, c (PyTorch's g is ONNX's c)."""
+    i, f, g, o = np.split(rows, 4)
+    return np.concatenate([i, o, f, g])
+
+
+def torch_gates(rows: Array) -> Array:
+    """The inverse of onnx_gates."""
+    i, o, f, c = np.split(rows, 4)
+    return np.concatenate([i, f, c, o])
+
+
+@dataclass(slots=True)
+class Graph:
+    """A graph under construction: nodes in order, weights by name."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    weights: dict[str, Array] = field(default_factory=dict)
+
+    def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
+        """Append a node named after its first output, and return that output's name."""
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{outputs[0]}/{op}", **attributes))
+        return outputs[0]
+
+    def weight(self, name: str, value: Array) -> str:
+        """Add a weight, and return its name."""
+        self.weights[name] = np.ascontiguousarray(value)
+        return name
+
+
+def contract_of(spec: Spec, *, name: str, weights_digest: str, notes: Mapping[str, str]) -> Contract:
+    """The contract that the graph of this spec keeps."""
+    if spec.vocabulary is None:
+        x = TensorSpec("x", "float32", (spec.input_size or 0,))
+    else:
+        x = TensorSpec("x", "int64", (), minimum=0, maximum=spec.vocabulary - 1)
+    shape = (spec.layers, spec.hidden_size)
+    contract = Contract(
+        name=name,
+        inputs=(x,),
+        outputs=(TensorSpec("y", "float32", (spec.outputs,)),),
+        states=(StatePair("h", "h_out", "float32", shape), StatePair("c", "c_out", "float32", shape)),
+        weights_digest=weights_digest,
+        notes=notes,
+    )
+    contract.check()
+    return contract
+
+
+def build(module: LSTM) -> ModelProto:
+    """The portable graph: x [B, T, F] (or tokens [B, T]), h and c [B, L, H] give y [B, T, O], h_out and c_out.
+
+    B and T are symbolic. Weights are embedded; `export.artifact` moves them to their own file.
+    """
+    graph = Graph()
+    spec = module.spec
+    top = _encode(graph, module)
+    h, c = _split_state(graph, "h", spec.layers), _split_state(graph, "c", spec.layers)
+    for index, weights in enumerate(module.layer_weights()):
+        top = _layer(graph, index, weights, top, (h[index], c[index]))
+    _join_state(graph, "h", spec.layers)
+    _join_state(graph, "c", spec.layers)
+    _decode(graph, module, top)
+    return _model(graph, spec)
+
+
+def _encode(graph: Graph, module: LSTM) -> str:
+    """Encode x and put time first, as the LSTM operator wants it: [T, B, F]."""
+    if module.spec.vocabulary is not None:
+        assert module.encoder is not None
+        tokens = graph.add("Transpose", ["x"], ["tokens"], perm=[1, 0])
+        return graph.add("Gather", [graph.weight("encoder.weight", _array(module.encoder.weight)), tokens], ["lstm.x"])
+    encoded = "x" if module.encoder is None else _linear(graph, "encoder", module.encoder, "x", "encoder.y")
+    return graph.add("Transpose", [encoded], ["lstm.x"], perm=[1, 0, 2])
+
+
+def _split_state(graph: Graph, name: str, layers: int) -> list[str]:
+    """A state [B, L, H] as one [1, B, H] per layer."""
+    by_layer = [f"lstm.{layer}.{name}" for layer in range(layers)]
+    if layers == 1:
+        return [graph.add("Transpose", [name], by_layer, perm=[1, 0, 2])]
+    together = graph.add("Transpose", [name], [f"lstm.{name}"], perm=[1, 0, 2])
+    graph.add("Split", [together], by_layer, axis=0, num_outputs=layers)
+    return by_layer
+
+
+def _join_state(graph: Graph, name: str, layers: int) -> None:
+    """The inverse, for the new state."""
+    by_layer = [f"lstm.{layer}.{name}_out" for layer in range(layers)]
+    together = by_layer[0] if layers == 1 else graph.add("Concat", by_layer, [f"lstm.{name}_out"], axis=0)
+    graph.add("Transpose", [together], [f"{name}_out"], perm=[1, 0, 2])
+
+
+def _layer(graph: Graph, index: int, weights: LayerWeights, x: str, state: tuple[str, str]) -> str:
+    """One LSTM node: x [T, B, F] gives [T, B, H]."""
+    name = f"lstm.{index}"
+    w = graph.weight(f"{name}.W", onnx_gates(_array(weights.w_ih))[None])  # [1, 4H, F]
+    r = graph.weight(f"{name}.R", onnx_gates(_array(weights.w_hh))[None])  # [1, 4H, H]
+    b = ""
+    if weights.b_ih is not None and weights.b_hh is not None:
+        both = np.concatenate([onnx_gates(_array(weights.b_ih)), onnx_gates(_array(weights.b_hh))])
+        b = graph.weight(f"{name}.B", both[None])  # [1, 8H]
+    outputs = [f"{name}.y_directions", f"{name}.h_out", f"{name}.c_out"]
+    graph.add("LSTM", [x, w, r, b, "", *state], outputs, hidden_size=weights.w_hh.shape[1])
+    return graph.add("Squeeze", [outputs[0], _directions_axis(graph)], [f"{name}.y"])  # [T, 1, B, H] -> [T, B, H]
+
+
+def _directions_axis(graph: Graph) -> str:
+    """The constant that names the axis of directions, which we have one of."""
+    return graph.weight("directions_axis", np.array([1], dtype=np.int64))
+
+
+def _decode(graph: Graph, module: LSTM, top: str) -> None:
+    """Put the batch first again and run the head: y [B, T, O]."""
+    if module.head is None:
+        graph.add("Transpose", [top], ["y"], perm=[1, 0, 2])
+        return
+    batch_first = graph.add("Transpose", [top], ["head.x"], perm=[1, 0, 2])
+    _linear(graph, "head", module.head, batch_first, "y")
+
+
+def _linear(graph: Graph, name: str, module: torch.nn.Module, x: str, y: str) -> str:
+    """A linear map; its weight is stored as [F, O], ready to be multiplied with."""
+    weight = graph.weight(f"{name}.weight", _array(module.weight).T)
+    product = graph.add("MatMul", [x, weight], [f"{name}.product"])
+    return graph.add("Add", [product, graph.weight(f"{name}.bias", _array(module.bias))], [y])
+
+
+def _model(graph: Graph, spec: Spec) -> ModelProto:
+    state: list[str | int] = ["batch", spec.layers, spec.hidden_size]
+    x = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "time", spec.input_size])
+        if spec.vocabulary is None
+        else helper.make_tensor_value_info("x", TensorProto.INT64, ["batch", "time"])
+    )
+    made = helper.make_graph(
+        graph.nodes,
+        "lstm",
+        [x, *(helper.make_tensor_value_info(name, TensorProto.FLOAT, state) for name in ("h", "c"))],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "time", spec.outputs]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, state) for name in ("h_out", "c_out")),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in graph.weights.items()],
+    )
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=PRODUCER
+    )
+
+
+def _array(weight: Any) -> Array:
+    return np.asarray(weight.detach().numpy())
+
+
+def read_module(model: ModelProto) -> LSTM:
+    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`, bit for bit.
+
+    An artifact so suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
+    """
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    state_dict: dict[str, torch.Tensor] = {}
+
+    def put(name: str, value: Array) -> None:
+        state_dict[name] = torch.from_numpy(value.copy())  # its own memory, writable and contiguous
+
+    for node in model.graph.node:
+        if node.op_type == "LSTM":
+            layer = node.input[1].split(".")[1]  # lstm.LAYER.W
+            put(f"lstm.weight_ih_l{layer}", torch_gates(arrays[node.input[1]][0]))
+            put(f"lstm.weight_hh_l{layer}", torch_gates(arrays[node.input[2]][0]))
+            if node.input[3]:
+                b_ih, b_hh = np.split(arrays[node.input[3]][0], 2)
+                put(f"lstm.bias_ih_l{layer}", torch_gates(b_ih))
+                put(f"lstm.bias_hh_l{layer}", torch_gates(b_hh))
+    for name in ("encoder", "head"):
+        if f"{name}.weight" in arrays:
+            weight = arrays[f"{name}.weight"]
+            put(f"{name}.weight", weight.T if f"{name}.bias" in arrays else weight)
+        if f"{name}.bias" in arrays:
+            put(f"{name}.bias", arrays[f"{name}.bias"])
+    return LSTM.from_state_dict(state_dict)

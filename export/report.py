@@ -1,0 +1,51 @@
+"""What a person reads of an export: a table of parity, condensed, and what to do next. Owns words, no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from model.contract import ParityRecord
+
+
+def parity_table(records: Iterable[ParityRecord]) -> Table:
+    """One line for each level and tensor: its worst ratios over both initial states, for each number of steps."""
+    records = list(records)
+    steps = sorted({record.steps for record in records if record.rms_bar > 0})
+    view = Table(title="parity: error as a multiple of PyTorch's own in float32, rms / max", title_justify="left")
+    view.add_column("level")
+    view.add_column("tensor")
+    for count in steps:
+        view.add_column(f"T={count}", justify="right")
+    view.add_column("bar", justify="right")
+    view.add_column("")
+    lines = dict.fromkeys((record.subject, record.tensor) for record in records)
+    shown = ""
+    for subject, tensor in lines:
+        if shown and subject != shown:
+            view.add_section()
+        members = [record for record in records if (record.subject, record.tensor) == (subject, tensor)]
+        cells = [_ratios([record for record in members if record.steps == count]) for count in steps]
+        if all(record.rms_bar == 0 for record in members):
+            cells = ["bit for bit" if member.passed else "differs" for member in members[:1]] + [""] * (len(steps) - 1)
+        verdict = "[green]ok[/green]" if all(record.passed for record in members) else "[red]FAILED[/red]"
+        view.add_row("" if subject == shown else subject, tensor, *cells, _bar(members[0]), verdict)
+        shown = subject
+    return view
+
+
+def _ratios(records: list[ParityRecord]) -> str:
+    if not records:
+        return ""
+    return f"{_short(max(r.rms_ratio for r in records))} / {_short(max(r.max_ratio for r in records))}"
+
+
+def _short(ratio: float) -> str:
+    if ratio == 0:
+        return "0"
+    return f"{ratio:.2f}" if 0.005 <= ratio < 1000 else f"{ratio:.0e}"
+
+
+def _bar(record: ParityRecord) -> str:
+    return "equal" if record.rms_bar == 0 else f"{record.rms_bar:g} / {record.max_bar:g}"

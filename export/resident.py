@@ -1,0 +1,312 @@
+"""resident.onnx: a model's graph wrapped so that all streams' states stay in one slab, derived by rule.
+
+Takes `model.onnx` and its contract, whatever the states are called and shaped, and gives the graph that gathers
+rows of the slab, runs the model and scatters the new states. Owns that rule. Knows no torch and no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+
+from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, SlabSpec, StatePair, TensorSpec
+
+PREFIX = "resident."  # of every tensor that the model itself doesn't have
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+SEQUENCE_LENS = 4  # its place among the inputs of all three
+STATE_FIRST = [1, 0, 2]  # the permutation between [B, L, H] and [L, B, H]
+
+
+class ResidentError(ValueError):
+    """This graph can't be wrapped into a resident one; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor [1, B, size] that stands for `size` neighbouring elements of a row."""
+
+    name: str
+    size: int
+
+
+@dataclass(slots=True)
+class Wrapped:
+    """The resident graph under construction: what goes before and after the model's own nodes."""
+
+    model: list[NodeProto]
+    before: list[NodeProto] = field(default_factory=list)
+    after: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def constant(self, name: str, values: Sequence[int]) -> str:
+        """An int64 constant [n], made once."""
+        self.constants[PREFIX + name] = np.array(values, dtype=np.int64)
+        return PREFIX + name
+
+    def rename(self, old: str, new: str) -> None:
+        """Let the model's nodes call the tensor `old` by the name `new`."""
+        for node in self.model:
+            node.input[:] = [new if name == old else name for name in node.input]
+            node.output[:] = [new if name == old else name for name in node.output]
+
+    def consumers(self, name: str) -> list[NodeProto]:
+        """The model's nodes that take the tensor."""
+        return [node for node in self.model if name in node.input]
+
+    def producer(self, name: str) -> NodeProto | None:
+        """The model's node that gives the tensor."""
+        return next((node for node in self.model if name in node.output), None)
+
+    def drop(self, nodes: Iterable[NodeProto]) -> None:
+        """Remove nodes from the model."""
+        gone = [id(node) for node in nodes]
+        self.model = [node for node in self.model if id(node) not in gone]
+
+
+def derive(model: ModelProto, contract: Contract) -> ModelProto:
+    """The resident graph of `model` under `contract`; weights are referred to where the model refers to them.
+
+    Raises ResidentError where the graph has something that the contract's promises can't be kept with.
+    """
+    wrapped = Wrapped([_copy(node) for node in model.graph.node])
+    for constant in contract.constants:
+        value = np.frombuffer(constant.value, np.dtype(constant.dtype).newbyteorder("<"))
+        wrapped.constants[constant.name] = value.astype(constant.dtype).reshape(constant.shape)
+    _feed_lengths(wrapped, ragged=contract.ragged)
+    for tensor in contract.inputs:
+        _take_input(wrapped, tensor)
+    for tensor in contract.outputs:
+        _give_output(wrapped, tensor)
+    for slab in contract.slabs():
+        _read_rows(wrapped, slab)
+        _write_rows(wrapped, slab)
+    return _assemble(model, wrapped, contract)
+
+
+def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
+    """Give every recurrent node the lengths of its rows, so that each stops at its own last step."""
+    for node in wrapped.model:
+        if node.op_type not in RECURRENT:
+            continue
+        if _attribute(node, "direction", b"forward") != b"forward":
+            raise ResidentError(f"node {node.name!r} reads its sequence backwards, which a stream can't")
+        inputs = list(node.input) + [""] * (SEQUENCE_LENS + 1 - len(node.input))
+        if inputs[SEQUENCE_LENS] and ragged:
+            raise ResidentError(f"node {node.name!r} has sequence lengths of its own ({inputs[SEQUENCE_LENS]!r})")
+        if ragged:
+            inputs[SEQUENCE_LENS] = LENGTHS
+            node.input[:] = inputs
+
+
+def _take_input(wrapped: Wrapped, tensor: TensorSpec) -> None:
+    """Bring an input from [B, T, *shape] to the axes that the model wants."""
+    axes = _axes(tensor)
+    if axes == sorted(axes) and tensor.time_axis is not None:
+        return
+    inner = f"{PREFIX}{tensor.name}"
+    wrapped.rename(tensor.name, inner)
+    source = tensor.name
+    if tensor.time_axis is None:
+        source = f"{inner}.step"
+        wrapped.before.append(_node("Squeeze", [tensor.name, wrapped.constant("time_axis", [1])], [source]))
+    wrapped.before.append(_node("Transpose", [source], [inner], perm=axes))
+
+
+def _give_output(wrapped: Wrapped, tensor: TensorSpec) -> None:
+    """Bring an output from the model's axes to [B, T, *shape]."""
+    axes = _axes(tensor)
+    if axes == sorted(axes) and tensor.time_axis is not None:
+        return
+    inner = f"{PREFIX}{tensor.name}"
+    wrapped.rename(tensor.name, inner)
+    target = tensor.name if tensor.time_axis is not None else f"{inner}.step"
+    wrapped.after.append(_node("Transpose", [inner], [target], perm=np.argsort(axes).tolist()))
+    if tensor.time_axis is None:
+        wrapped.after.append(_node("Unsqueeze", [target, wrapped.constant("time_axis", [1])], [tensor.name]))
+
+
+def _axes(tensor: TensorSpec) -> list[int]:
+    """For each axis of the model's tensor, its place in [B, T, *shape] (without T where the model has none)."""
+    front = [tensor.batch_axis] if tensor.time_axis is None else [tensor.batch_axis, tensor.time_axis]
+    rank = len(front) + len(tensor.shape)
+    rest = iter(range(len(front), rank))
+    return [front.index(axis) if axis in front else next(rest) for axis in range(rank)]
+
+
+def _read_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
+    """Gather the rows [1, B, W] and cut them into the states."""
+    index, rows = f"{PREFIX}read_index", f"{PREFIX}{slab.input}.rows"
+    if not any(index in node.output for node in wrapped.before):
+        wrapped.before.append(_node("Unsqueeze", [READ_ROWS, wrapped.constant("front", [0])], [index]))
+    wrapped.before.append(_node("Gather", [slab.input, index], [rows], axis=0))
+    pieces: list[Piece] = []
+    reshapes: list[NodeProto] = []
+    for state in slab.states:
+        direct = _layers_read(wrapped, state)
+        if direct is None:
+            direct = [Piece(f"{PREFIX}{state.input}", state.elements)]
+            reshapes += _unflatten(wrapped, state, direct[0].name)
+        pieces += direct
+    if len(pieces) == 1:
+        cut = _node("Identity", [rows], [pieces[0].name])
+    else:
+        sizes = wrapped.constant(f"{slab.input}.read_sizes", [piece.size for piece in pieces])
+        cut = _node("Split", [rows, sizes], [piece.name for piece in pieces], axis=2)
+    wrapped.before += [cut, *reshapes]
+
+
+def _write_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
+    """Join the new states to rows [1, B, W] and scatter them."""
+    index, rows = f"{PREFIX}write_index", f"{PREFIX}{slab.input}.new_rows"
+    if not any(index in node.output for node in wrapped.after):
+        wrapped.after.append(_node("Unsqueeze", [WRITE_ROWS, wrapped.constant("around", [0, 2])], [index]))
+    pieces: list[Piece] = []
+    for state in slab.states:
+        direct = _layers_written(wrapped, state)
+        if direct is None:
+            direct = [Piece(f"{PREFIX}{state.output}", state.elements)]
+            wrapped.after += _flatten(wrapped, state, direct[0].name)
+        pieces += direct
+    if len(pieces) == 1:
+        rows = pieces[0].name
+    else:
+        wrapped.after.append(_node("Concat", [piece.name for piece in pieces], [rows], axis=2))
+    wrapped.after.append(_node("ScatterND", [slab.input, index, rows], [slab.output]))
+
+
+def _unflatten(wrapped: Wrapped, state: StatePair, piece: str) -> list[NodeProto]:
+    """A state's piece [1, B, elements] in the shape and axes that the model wants."""
+    shape = wrapped.constant(f"{state.input}.shape", [-1, *state.shape])
+    if state.batch_axis == 0:
+        return [_node("Reshape", [piece, shape], [state.input])]
+    batch_first = f"{piece}.batch_first"
+    perm = _batch_to(state)
+    return [
+        _node("Reshape", [piece, shape], [batch_first]),
+        _node("Transpose", [batch_first], [state.input], perm=perm),
+    ]
+
+
+def _flatten(wrapped: Wrapped, state: StatePair, piece: str) -> list[NodeProto]:
+    """The inverse, for the new state."""
+    shape = wrapped.constant(f"{state.output}.shape", [1, -1, state.elements])
+    if state.batch_axis == 0:
+        return [_node("Reshape", [state.output, shape], [piece])]
+    batch_first = f"{piece}.batch_first"
+    return [
+        _node("Transpose", [state.output], [batch_first], perm=np.argsort(_batch_to(state)).tolist()),
+        _node("Reshape", [batch_first, shape], [piece]),
+    ]
+
+
+def _batch_to(state: StatePair) -> list[int]:
+    """The permutation that takes [B, *shape] to the state's own axes."""
+    perm = list(range(1, len(state.shape) + 1))
+    perm.insert(state.batch_axis, 0)
+    return perm
+
+
+def _layers_read(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
+    """Where a state [B, L, H] is only ever cut into layers [1, B, H], cut the row itself so; None elsewhere.
+
+    A row's neighbouring elements [1, B, H] are just what each layer takes: transpose and split become no work.
+    """
+    if state.batch_axis != 0 or len(state.shape) != 2:
+        return None
+    layers, size = state.shape
+    takers = wrapped.consumers(state.input)
+    if len(takers) != 1 or not _swaps_batch_and_layers(takers[0]):
+        return None
+    together = takers[0].output[0]
+    if layers == 1:
+        wrapped.drop(takers)
+        return [Piece(together, size)]
+    splits = wrapped.consumers(together)
+    if len(splits) != 1 or splits[0].op_type != "Split" or len(splits[0].output) != layers:
+        return None
+    if _attribute(splits[0], "axis", 0) != 0:
+        return None
+    wrapped.drop([takers[0], splits[0]])
+    return [Piece(name, size) for name in splits[0].output]
+
+
+def _layers_written(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
+    """The inverse for a new state that is only ever joined from layers [1, B, H]; None elsewhere."""
+    if state.batch_axis != 0 or len(state.shape) != 2:
+        return None
+    layers, size = state.shape
+    last = wrapped.producer(state.output)
+    if last is None or wrapped.consumers(state.output) or not _swaps_batch_and_layers(last):
+        return None
+    together = last.input[0]
+    if layers == 1:
+        wrapped.drop([last])
+        return [Piece(together, size)]
+    joint = wrapped.producer(together)
+    if joint is None or joint.op_type != "Concat" or len(joint.input) != layers or _attribute(joint, "axis", 0) != 0:
+        return None
+    if len(wrapped.consumers(together)) != 1:
+        return None
+    wrapped.drop([last, joint])
+    return [Piece(name, size) for name in joint.input]
+
+
+def _swaps_batch_and_layers(node: NodeProto) -> bool:
+    return node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == STATE_FIRST
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    found: list[AttributeProto] = [attribute for attribute in node.attribute if attribute.name == name]
+    return helper.get_attribute_value(found[0]) if found else default
+
+
+def _node(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> NodeProto:
+    return helper.make_node(op, inputs, outputs, name=f"{outputs[0]}/{op}", **attributes)
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _assemble(model: ModelProto, wrapped: Wrapped, contract: Contract) -> ModelProto:
+    """The finished graph, with the model's opsets and weights."""
+    graph = GraphProto(name=f"{model.graph.name}.resident")
+    graph.node.extend([*wrapped.before, *wrapped.model, *wrapped.after])
+    constants = {tensor.name for tensor in model.graph.initializer} & wrapped.constants.keys()
+    assert not constants, f"names of the resident graph that the model has too: {constants}"
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in wrapped.constants.items())
+    graph.input.extend(_inputs(contract))
+    graph.output.extend(_outputs(contract))
+    resident = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    resident.producer_name = model.producer_name
+    resident.functions.extend(model.functions)
+    return resident
+
+
+def _inputs(contract: Contract) -> list[ValueInfoProto]:
+    return [
+        *(_value(tensor.name, tensor.dtype, ["batch", "time", *tensor.shape]) for tensor in contract.inputs),
+        _value(LENGTHS, "int32", ["batch"]),
+        _value(READ_ROWS, "int64", ["batch"]),
+        _value(WRITE_ROWS, "int64", ["batch"]),
+        *(_value(slab.input, slab.dtype, ["rows", slab.width]) for slab in contract.slabs()),
+    ]
+
+
+def _outputs(contract: Contract) -> list[ValueInfoProto]:
+    return [
+        *(_value(tensor.name, tensor.dtype, ["batch", "time", *tensor.shape]) for tensor in contract.outputs),
+        *(_value(slab.output, slab.dtype, ["rows", slab.width]) for slab in contract.slabs()),
+    ]
+
+
+def _value(name: str, dtype: str, shape: list[str | int]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)

@@ -1,0 +1,107 @@
+"""Checkpoints: a module's weights with its spec on disk, and weights that came from elsewhere.
+
+Owns the file formats. Knows nothing of training and of ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.lstm import LSTM, Spec
+from model.weights import WeightsError
+
+SPEC_KEY = "cellstream.spec"
+NOTES_KEY = "cellstream.notes"
+SAFETENSORS = (".safetensors",)
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+
+
+class CheckpointError(ValueError):
+    """The file isn't a checkpoint that an LSTM can be built from; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A module and what its maker noted about it for people (tokens, training data)."""
+
+    module: LSTM
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
+    """Write weights, spec and notes as safetensors; the file appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    metadata = {SPEC_KEY: module.spec.to_json(), NOTES_KEY: json.dumps(dict(notes or {}), sort_keys=True)}
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(weights, unfinished, metadata=metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint: our safetensors, a bare torch.nn.LSTM's weights as safetensors, or a .pt/.pth state dict.
+
+    Pickled files are read with weights_only, so no code of theirs runs. Raises CheckpointError naming the file.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "doesn't exist"
+        raise CheckpointError(f"{path} {what}: give a .safetensors, .pt or .pth file")
+    try:
+        if path.suffix in SAFETENSORS:
+            return _load_safetensors(path)
+        if path.suffix in PICKLED:
+            return Checkpoint(LSTM.from_state_dict(_load_pickled(path)))
+    except WeightsError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    raise CheckpointError(f"{path}: {path.suffix or 'no suffix'} is none of {', '.join(SAFETENSORS + PICKLED)}")
+
+
+def _load_safetensors(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+    spec = Spec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
+    return Checkpoint(LSTM.from_state_dict(weights, spec), _notes(metadata.get(NOTES_KEY, "{}"), path))
+
+
+def _notes(text: str, path: Path) -> dict[str, str]:
+    try:
+        notes = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged notes ({error})") from error
+    if not isinstance(notes, dict):
+        raise CheckpointError(f"{path}: damaged notes ({text[:40]!r})")
+    return {str(name): str(value) for name, value in notes.items()}
+
+
+def _load_pickled(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a state dict that loads without running code ({reason[:160]});"
+            " save it with torch.save(module.state_dict(), path)"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    return content

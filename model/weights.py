@@ -1,0 +1,131 @@
+"""What a state dict holds: normalizes its names, reads the LSTM's sizes from it, and says clearly what is wrong.
+
+Owns the naming of weights (`lstm.*`, `encoder.*`, `head.*`) and every refusal of weights. Knows no modules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CORE = "lstm."
+GATES = 4
+_LAYER_KEY = re.compile(
+    r"^(?P<prefix>.*?)(?P<kind>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(?P<layer>\d+)(?P<reverse>_reverse)?$"
+)
+
+
+class WeightsError(ValueError):
+    """These weights aren't those of an LSTM that can be built."""
+
+
+class UnsupportedLSTMError(WeightsError):
+    """A torch.nn.LSTM of a kind that isn't supported: bidirectional, or with a projection."""
+
+
+class CoreSpec(NamedTuple):
+    """The sizes of the LSTM itself: F, H, L and whether it has biases."""
+
+    input_size: int
+    hidden_size: int
+    layers: int
+    bias: bool
+
+
+def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights under our names: the LSTM's keys under `lstm.`, whatever single prefix they had.
+
+    Raises UnsupportedLSTMError for bidirectional layers and projections, WeightsError for anything else unexpected.
+    """
+    strange = sorted(str(name) for name, value in state_dict.items() if not isinstance(value, Tensor))
+    if strange:
+        raise WeightsError(f"not tensors: {', '.join(strange)}")
+    matches = {name: match for name in state_dict if (match := _LAYER_KEY.match(name))}
+    if not matches:
+        raise WeightsError(f"no weights of an LSTM (weight_ih_l0, …) among {_listed(state_dict)}")
+    _refuse_unsupported(matches)
+    prefixes = sorted({match["prefix"] for match in matches.values()})
+    if len(prefixes) > 1:
+        raise WeightsError(f"several LSTMs under the prefixes {', '.join(map(repr, prefixes))}: give one of them")
+    prefix = prefixes[0]
+    weights = {}
+    for name, value in state_dict.items():
+        if name in matches:
+            weights[CORE + name.removeprefix(prefix)] = value
+        elif name.startswith(("encoder.", "head.")):
+            weights[name] = value
+        else:
+            unknown = [
+                other for other in state_dict if other not in matches and not other.startswith(("encoder.", "head."))
+            ]
+            raise WeightsError(
+                f"unknown keys {_listed(unknown)}: besides the LSTM's own, an encoder is named encoder.weight and"
+                " encoder.bias, and a head head.weight and head.bias"
+            )
+    return weights
+
+
+def _refuse_unsupported(matches: Mapping[str, re.Match[str]]) -> None:
+    reverse = [name for name, match in matches.items() if match["reverse"]]
+    if reverse:
+        raise UnsupportedLSTMError(
+            f"bidirectional LSTM ({_listed(reverse)}): it reads a sequence from its end, which a stream doesn't have"
+        )
+    projected = [name for name, match in matches.items() if match["kind"] == "weight_hr"]
+    if projected:
+        raise UnsupportedLSTMError(
+            f"LSTM with proj_size ({_listed(projected)}): the ONNX LSTM operator has no projection, so it isn't"
+            " supported yet"
+        )
+
+
+def core_spec(weights: Mapping[str, Tensor]) -> CoreSpec:
+    """Read F, H, L and bias from normalized weights; raises WeightsError where they don't belong to one LSTM."""
+    layers = 1 + max(int(match["layer"]) for name in weights if (match := _LAYER_KEY.match(name)))
+    bias = any(name.startswith(f"{CORE}bias_") for name in weights)
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")
+    missing = [
+        f"{CORE}{kind}_l{layer}" for layer in range(layers) for kind in kinds if f"{CORE}{kind}_l{layer}" not in weights
+    ]
+    if missing:
+        raise WeightsError(
+            f"keys missing: {_listed(missing)} (an LSTM of {layers} layers {'with' if bias else 'without'} biases)"
+        )
+    w_ih, w_hh = weights[f"{CORE}weight_ih_l0"], weights[f"{CORE}weight_hh_l0"]
+    if w_ih.ndim != 2 or w_hh.ndim != 2 or w_hh.shape[0] != GATES * w_hh.shape[1]:
+        raise WeightsError(
+            f"weight_hh_l0 has shape {tuple(w_hh.shape)} and weight_ih_l0 {tuple(w_ih.shape)}: an LSTM's are [4H, H]"
+            " and [4H, F] (3H would be a GRU's, H a plain RNN's)"
+        )
+    return CoreSpec(int(w_ih.shape[1]), int(w_hh.shape[1]), layers, bias)
+
+
+def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise WeightsError naming keys that are missing or unknown, or a weight whose shape isn't the expected one."""
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        parts = [f"{kind} {_listed(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise WeightsError(f"keys {'; '.join(parts)}")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise WeightsError(f"{name} has shape {tuple(weights[name].shape)} where {shape} is needed")
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError naming the weights that aren't real numbers, or hold NaN or infinity once in float32."""
+    bad = [name for name, value in weights.items() if not value.is_floating_point()]
+    if bad:
+        raise WeightsError(f"not floating point: {_listed(bad)}")
+    bad = [name for name, value in weights.items() if not bool(torch.isfinite(value.float()).all())]
+    if bad:
+        raise WeightsError(f"NaN or infinity in {_listed(bad)}")
+
+
+def _listed(names: Any) -> str:
+    """Up to six names, for a message of one line."""
+    names = list(names)
+    return ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "(nothing)"
