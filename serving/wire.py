@@ -252,6 +252,10 @@ class Call:
 
     # For the wire alone.
 
+    def mark(self) -> None:
+        """Put a marker into the queue: an event whose tag is None."""
+        self._call.start_server_batch((), None)
+
     def serve(self, service: Callable[[Call], Handler]) -> None:
         """Let `service` make the call's handler."""
         self._handler = service(self)
@@ -274,6 +278,7 @@ class Wire:
         for method in self._methods:
             self._server.register_method(method)
         self._calls: set[Call] = set()
+        self._anchor: Call | None = None  # the call that markers go through
         self._requested = 0
         self._refusal: tuple[grpc.StatusCode, str] | None = None
         self.live = 0  # calls that aren't over
@@ -292,13 +297,20 @@ class Wire:
         Whatever a handler raises comes out here; the wire's own books are right then, and polling may go on.
         """
         poll = self._queue.poll
-        events = 0
+        events = marked_at = 0
+        marked = False
         event = poll(time.time() + timeout if timeout else _AT_ONCE)
-        while event.completion_type == _DONE:
-            event.tag(event)
-            events += 1
-            if events == _MAX_EVENTS:
-                break
+        while event.completion_type == _DONE and events < _MAX_EVENTS:
+            tag = event.tag
+            if tag is not None:
+                tag(event)
+                events += 1
+            elif events == marked_at:
+                break  # the marker was alone: all that has arrived is dealt with
+            else:
+                marked = False
+            if not marked:
+                marked, marked_at = self._mark(), events
             event = None  # it may hold the last reference to a call, which must go before the next poll
             event = poll(_AT_ONCE)
         while self.half_closed:
@@ -324,12 +336,27 @@ class Wire:
                 return False
             self.poll(_STOP_POLL)
         self._queue.shutdown()
-        return bool(self._queue.poll(time.time() + timeout).completion_type == _SHUT_DOWN)
+        while (kind := self._queue.poll(time.time() + timeout).completion_type) == _DONE:
+            pass  # a marker
+        return bool(kind == _SHUT_DOWN)
 
     def forget(self, call: Call) -> None:
         """Let go of a call that is over. For calls alone."""
         self._calls.remove(call)
         self.live -= 1
+        if self._anchor is call:
+            self._anchor = None
+
+    def _mark(self) -> bool:
+        # An empty batch comes back at once, behind all that has arrived. To see it costs 1 us; to see that the queue
+        # is empty costs 20 us and takes 80, since gRPC then has this thread wait for the one that polls the public
+        # server's queue, if only for no time. Any live call serves; without one there is no hurry either.
+        if self._anchor is None:
+            self._anchor = next(iter(self._calls), None)
+        if self._anchor is None:
+            return False
+        self._anchor.mark()
+        return True
 
     def _request(self, method: str, on_call: Callable[[Any], None]) -> None:
         try:
