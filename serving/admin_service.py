@@ -10,11 +10,9 @@ import grpc
 from cellstream.v1 import stream_inference_pb2 as pb
 from model.contract import TensorSpec, certificate_to_plain
 from serving.errors import Refusal
-from serving.front import Front
+from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.status import code_of, trailing
-
-SERVICE = "cellstream.v1.StreamInference"
 
 
 def add_admin_service(server: grpc.Server, front: Front) -> None:

@@ -16,6 +16,7 @@ from serving.lane import Lane, Lanes
 from serving.stats import ServerStats
 from serving.streams import Sink, Stream
 
+SERVICE = "cellstream.v1.StreamInference"
 MAX_NAME = 256  # characters of a stream_id
 
 

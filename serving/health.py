@@ -9,7 +9,7 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving.admin_service import SERVICE
+from serving.front import SERVICE
 from serving.lane import Lanes
 
 

@@ -101,14 +101,14 @@ class Lane:
         if run is not None:
             self._carry_out(run)
 
-    def _carry_out(self, run: Run) -> None:
+    def _carry_out(self, run: Run, *, again: bool = False) -> None:
         started = self._clock()
         slices = run.batch.slices
         inputs = [self._inputs_of(piece.chunk.inputs, piece.chunk.steps, piece.offset, piece.steps) for piece in slices]
         try:
             outputs = self.engine.run(inputs, [piece.steps for piece in slices], run.read_rows, run.write_rows)
         except EngineError as error:
-            self._failed(run, error)
+            self._failed(run, error, again=again)
             return
         finished = self._clock()
         self._count(run, started, finished)
@@ -132,7 +132,7 @@ class Lane:
             stats.steps += piece.steps
             stats.queue_seconds.add(started - piece.chunk.arrived)
 
-    def _failed(self, run: Run, error: EngineError) -> None:
+    def _failed(self, run: Run, error: EngineError, *, again: bool) -> None:
         self.stats.failed_runs += 1
         log.warning("run failed", model=self.name, version=self.version, streams=len(run), error=str(error))
         if len(run) > 1:
@@ -142,8 +142,9 @@ class Lane:
                 self._carry_out(second)
             else:
                 self.streams.fail(second, self._unavailable())
-            return
-        if self._works():
+        elif not again:
+            self._carry_out(run, again=True)
+        elif self._works():
             (piece,) = run.batch.slices
             self.streams.fail(run, ComputeFailed(f"the model can't compute the step numbered {piece.first_step}"))
         else:

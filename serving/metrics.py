@@ -5,7 +5,7 @@ Owns the metrics' names. Reads numbers that another thread writes, each possibly
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -27,7 +27,7 @@ class _Scrape(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric, at this moment."""
         lanes = list(self._front.lanes)
-        gauges = {
+        gauges: dict[str, tuple[str, Callable[[Lane], float]]] = {
             "cellstream_live_streams": ("Streams that are open", lambda lane: lane.streams.live),
             "cellstream_rows_in_use": ("Rows of the slab that hold a state", lambda lane: lane.streams.rows.in_use),
             "cellstream_state_bytes": (
@@ -42,7 +42,7 @@ class _Scrape(Collector):
             for lane in lanes:
                 gauge.add_metric(_labels(lane), read(lane))
             yield gauge
-        counters = {
+        counters: dict[str, tuple[str, Callable[[Lane], float]]] = {
             "cellstream_streams_opened": ("Streams opened", lambda lane: lane.stats.opened),
             "cellstream_steps": ("Steps computed", lambda lane: lane.stats.steps),
             "cellstream_failed_runs": ("Runs that failed", lambda lane: lane.stats.failed_runs),
@@ -52,15 +52,15 @@ class _Scrape(Collector):
             for lane in lanes:
                 counter.add_metric(_labels(lane), read(lane))
             yield counter
-        histograms = {
+        histograms: dict[str, tuple[str, Callable[[Lane], Histogram]]] = {
             "cellstream_batch_streams": ("Streams in a run", lambda lane: lane.stats.batch_streams),
             "cellstream_queue_seconds": ("A chunk's wait for its run", lambda lane: lane.stats.queue_seconds),
             "cellstream_compute_seconds": ("A run's time in the engine", lambda lane: lane.stats.compute_seconds),
         }
-        for name, (text, read) in histograms.items():
+        for name, (text, pick) in histograms.items():
             family = HistogramMetricFamily(name, text, labels=_LABELS)
             for lane in lanes:
-                family.add_metric(_labels(lane), _buckets(read(lane)), read(lane).total)
+                family.add_metric(_labels(lane), _buckets(pick(lane)), pick(lane).total)
             yield family
         yield from self._server_metrics()
 

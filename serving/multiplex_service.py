@@ -11,13 +11,13 @@ from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
 from serving.errors import InvalidInput, Refusal, WrongPhase
-from serving.front import Front
+from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.status import code_of, trailing
 from serving.streams import Answer, Stream
 from serving.wire import Call
 
-METHOD = "/cellstream.v1.StreamInference/Multiplex"
+METHOD = f"/{SERVICE}/Multiplex"
 
 
 class _Member:

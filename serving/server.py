@@ -16,11 +16,11 @@ import structlog
 from grpc_reflection.v1alpha import reflection
 
 from serving import multiplex_service, stream_service
-from serving.admin_service import SERVICE, add_admin_service
+from serving.admin_service import add_admin_service
 from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import ConfigError
-from serving.front import Front
+from serving.front import SERVICE, Front
 from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop

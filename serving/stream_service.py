@@ -10,13 +10,13 @@ from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
 from serving.errors import InvalidInput, Refusal, WrongPhase
-from serving.front import Front, micros
+from serving.front import SERVICE, Front, micros
 from serving.lane import Lane
 from serving.status import code_of, trailing
 from serving.streams import Answer, Phase, Stream
 from serving.wire import Call
 
-METHOD = "/cellstream.v1.StreamInference/Stream"
+METHOD = f"/{SERVICE}/Stream"
 
 
 class StreamCall:

@@ -1,0 +1,1 @@
+"""Programs that run the whole product and measure it."""

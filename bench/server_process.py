@@ -1,0 +1,61 @@
+"""A server in a process of its own, on a free port, for demos and benchmarks."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+class ServerFailed(RuntimeError):
+    """The server didn't start, or didn't leave as it should; the text is what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """Where it listens, and its process."""
+
+    address: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningServer]:
+    """Start `python -m serving` on a free port, and end it with SIGTERM. Raises ServerFailed."""
+    with tempfile.TemporaryFile(mode="w+") as errors:
+        command = [sys.executable, "-m", "serving", "--listen", "127.0.0.1:0", "--model-repository", str(repository)]
+        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield RunningServer(_address(process, errors), process)
+        except BaseException:
+            process.kill()
+            raise
+        else:
+            process.send_signal(signal.SIGTERM)
+        finally:
+            status = process.wait(STOP_SECONDS)
+            assert process.stdout is not None
+            process.stdout.close()
+        if status != 0:
+            raise ServerFailed(f"the server left with status {status}: {_said(errors)}")
+
+
+def _address(process: subprocess.Popen[str], errors: tempfile._TemporaryFileWrapper[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:  # ends when the server does
+        if line.startswith("listening on "):
+            return line.removeprefix("listening on ").strip()
+    raise ServerFailed(f"the server didn't start: {_said(errors)}")
+
+
+def _said(errors: tempfile._TemporaryFileWrapper[str]) -> str:
+    errors.seek(0)
+    return errors.read().strip() or "(it said nothing)"
