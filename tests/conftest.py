@@ -24,7 +24,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("vectors", 1, Spec(input_size=5, hidden_size=7, layers=2, output_size=3)),
         ("vectors", 2, Spec(input_size=5, hidden_size=7, layers=2, output_size=3)),
         ("tokens", 1, Spec(vocabulary=11, encoder_size=4, hidden_size=6, output_size=11)),
-        ("wide", 1, Spec(input_size=5, hidden_size=32, output_size=400)),
+        ("wide", 1, Spec(input_size=5, hidden_size=64, output_size=64)),
     ]
     for name, version, spec in specs:
         export(Checkpoint(LSTM(spec), {}), root / name / str(version), name=name)

@@ -317,7 +317,7 @@ def test_the_limit_on_waiting_steps(artifacts: Path) -> None:
 
 def test_a_client_that_does_not_read_is_held_and_nobody_else(server: Server, channel: grpc.Channel) -> None:
     """It is computed no further than its outbox; a neighbour is answered; reading again, it gets every step."""
-    steps, size = 20_000, 100
+    steps, size = 60_000, 100
     x = vectors(steps, 9)
     with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as own:
         slow = StreamCall(own, timeout=60.0)

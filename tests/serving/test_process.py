@@ -1,0 +1,123 @@
+"""The server as a process: its command line, its signals, and what it imports."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.serving.client import StreamCall
+from tests.serving.test_server import vectors
+
+SECONDS = 60.0
+
+
+@contextmanager
+def started(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`python -m serving` on a free port: the process and its address."""
+    command = [sys.executable, "-m", "serving", "--listen", "127.0.0.1:0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().removeprefix("listening on ").strip()
+        finally:
+            process.kill()
+
+
+def failed_start(*options: str) -> str:
+    """What a server that can't start says; it must leave with status 2."""
+    command = [sys.executable, "-m", "serving", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_sigterm_drains_and_leaves_with_status_0(artifacts: Path) -> None:
+    """An open stream is told, may finish, and the process leaves with 0 and a log in JSON lines."""
+    with started("--model-repository", str(artifacts), "--grace", "30") as (process, address):
+        with grpc.insecure_channel(address) as channel, StreamCall(channel) as stream:
+            stream.open("vectors")
+            process.send_signal(signal.SIGTERM)
+            assert stream.receive().go_away.grace_ms == 30_000
+            assert len(stream.run(vectors(3, 0))) == 3
+            stream.half_close()
+            assert stream.end()[0] is grpc.StatusCode.OK
+        _, said = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        events = [line for line in said.splitlines() if '"event": "stopped"' in line]
+        assert len(events) == 1
+        assert '"streams_cut_off": 0' in events[0]
+
+
+def test_a_second_signal_exits_at_once(artifacts: Path) -> None:
+    """With an hour of grace and a stream open, a second Ctrl-C still ends the process now."""
+    with (
+        started("--model-repository", str(artifacts), "--grace", "3600") as (process, address),
+        grpc.insecure_channel(address) as channel,
+        StreamCall(channel) as stream,
+    ):
+        stream.open("vectors")
+        process.send_signal(signal.SIGINT)
+        assert stream.receive().go_away.grace_ms == 3_600_000
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 128 + signal.SIGINT
+
+
+def test_a_port_that_is_taken_is_said(artifacts: Path) -> None:
+    """Two servers on a port would each get half of the clients; the second doesn't start."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"can't listen on '{address}'" in failed_start("--model-repository", str(artifacts), "--listen", address)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--model-repository", "/nonexistent"], "make export"),
+        (["--device", "cuda"], "'cuda': this version serves on 'cpu' only"),
+        (["--max-streams", "0"], "max_streams is 0; it must be at least 1"),
+        (["--grace", "-1"], "grace is -1.0 s"),
+    ],
+)
+def test_options_that_can_not_be_had(options: list[str], text: str) -> None:
+    """An operator's mistake is one line that names it, and status 2."""
+    assert text in failed_start(*options)
+
+
+def test_a_damaged_graph_is_said(artifacts: Path, tmp_path: Path) -> None:
+    """A file that isn't a graph is named."""
+    broken = tmp_path / "broken" / "1"
+    broken.mkdir(parents=True)
+    (broken / "resident.onnx").write_bytes(b"this isn't a graph")
+    assert "broken/1/resident.onnx" in failed_start("--model-repository", str(tmp_path), "--listen", "127.0.0.1:0")
+
+
+def test_help_teaches() -> None:
+    """`--help` shows examples and what the signals do."""
+    command = [sys.executable, "-m", "serving", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+    assert "examples:" in said
+    assert "SIGTERM" in said
+    assert "(default: 127.0.0.1:50051)" in said
+
+
+@pytest.mark.parametrize("package", ["serving.server", "cellstream"])
+def test_importing_it_loads_neither_torch_nor_onnx(package: str) -> None:
+    """A serving machine and a client need none of the exporter's dependencies."""
+    program = (
+        f"import sys, {package}\n"
+        "loaded = {name.split('.')[0] for name in sys.modules} & {'torch', 'onnx', 'safetensors', 'export'}\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
