@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ from cellstream.errors import InvalidInput, ProtocolError, UnsupportedModel
 from cellstream.models import Model, Tensor
 
 Array = npt.NDArray[Any]
-Values = Array | dict[str, Array]  # bare for a model with one output, else by name
+# Outputs for the user: an array for a model with one output, else a dict of arrays by name. Any, because the model and
+# not the type checker knows which: a union would ask every caller for an assertion.
+Values: TypeAlias = Any
 
 
 class Slot:
