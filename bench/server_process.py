@@ -15,7 +15,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
 
-class ServerFailed(RuntimeError):
+class ServerFailedError(RuntimeError):
     """The server didn't start, or didn't leave as it should; the text is what it said."""
 
 
@@ -29,7 +29,7 @@ class RunningServer:
 
 @contextmanager
 def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """Start `python -m serving` on a free port, and end it with SIGTERM. Raises ServerFailed."""
+    """Start `python -m serving` on a free port, and end it with SIGTERM. Raises ServerFailedError."""
     with tempfile.TemporaryFile(mode="w+") as errors:
         command = [sys.executable, "-m", "serving", "--listen", "127.0.0.1:0", "--model-repository", str(repository)]
         process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -45,7 +45,7 @@ def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningSer
             assert process.stdout is not None
             process.stdout.close()
         if status != 0:
-            raise ServerFailed(f"the server left with status {status}: {_said(errors)}")
+            raise ServerFailedError(f"the server left with status {status}: {_said(errors)}")
 
 
 def _address(process: subprocess.Popen[str], errors: tempfile._TemporaryFileWrapper[str]) -> str:
@@ -53,7 +53,7 @@ def _address(process: subprocess.Popen[str], errors: tempfile._TemporaryFileWrap
     for line in process.stdout:  # ends when the server does
         if line.startswith("listening on "):
             return line.removeprefix("listening on ").strip()
-    raise ServerFailed(f"the server didn't start: {_said(errors)}")
+    raise ServerFailedError(f"the server didn't start: {_said(errors)}")
 
 
 def _said(errors: tempfile._TemporaryFileWrapper[str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository: vectors/1, vectors/2, tokens/1 and wide/1, exported and proved like anybody's."""
     import torch  # noqa: PLC0415  most tests need none of this
+
     from export.pipeline import export  # noqa: PLC0415
     from model.checkpoint import Checkpoint  # noqa: PLC0415
     from model.lstm import LSTM, Spec  # noqa: PLC0415

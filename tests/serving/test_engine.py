@@ -56,7 +56,7 @@ def steps_alone(engine: Engine, x: npt.NDArray[Any]) -> tuple[bytes, bytes]:
 def test_a_lane_is_the_same_bytes_in_any_company(
     make_engine: MakeEngine, lengths: list[int], rows: list[int], seed: int, wild: int, threads: int
 ) -> None:
-    """Any batch size, place, rows, lengths, threads and neighbours (one of them wild): outputs and state don't change."""
+    """Any batch size, place, rows, lengths, threads and neighbours (one of them wild): the bytes stay."""
     engine, lanes = make_engine(threads=threads), len(lengths)
     x = [vectors(steps, seed + lane, 1e4 if lane == wild else 1.0) for lane, steps in enumerate(lengths)]
     write = rows[:lanes]
