@@ -47,6 +47,7 @@ def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) ->
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(weights, unfinished, metadata=metadata)
+        unfinished.chmod(0o644)  # safetensors leaves it to its writer alone
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
