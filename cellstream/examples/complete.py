@@ -227,7 +227,7 @@ def check_model(model: cellstream.Model) -> None:
 
 @contextmanager
 def _interruptible(console: Console) -> Iterator[None]:
-    """Ctrl-C ends the completion between two bytes, so that the stream and its state stay whole; the second, at once."""
+    """Ctrl-C ends the completion between two bytes, so that the stream stays whole; a second one ends it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if console.interrupted:

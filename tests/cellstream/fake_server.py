@@ -19,8 +19,8 @@ import numpy as np
 from cellstream.v1 import stream_inference_pb2 as pb
 
 SERVICE = "cellstream.v1.StreamInference"
-REFUSED = 13  # the input of `sum` that the server refuses, though GetModel allows it
-FAILED = -13  # the one that it can't compute
+REFUSED = 613  # the input of `sum` that the server refuses, though GetModel allows it
+FAILED = -613  # the one that it can't compute
 
 
 def _tensor(name: str, dtype: str, shape: tuple[int, ...] = (), **bounds: int) -> pb.Tensor:

@@ -193,7 +193,7 @@ def test_going_away_ends_the_stream_when_nothing_is_left_to_do() -> None:
         (("CANCELLED", "", ""), errors.StreamLost),
         (("OK", "", ""), errors.StreamLost),
         (("INTERNAL", "compute_failed", "boom"), errors.ComputeFailed),
-        (("INVALID_ARGUMENT", "invalid_input", "input 'x' holds 13"), errors.InvalidInput),
+        (("INVALID_ARGUMENT", "invalid_input", "input 'x' holds 613"), errors.InvalidInput),
         (("RESOURCE_EXHAUSTED", "waiting_steps_limit", ""), errors.Overloaded),
         (("RESOURCE_EXHAUSTED", "message_too_large", ""), errors.LimitReached),
         (("FAILED_PRECONDITION", "step_gap", ""), errors.OutOfOrder),

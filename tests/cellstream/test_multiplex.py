@@ -1,0 +1,299 @@
+"""Many streams in one call: the core against histories, and the call for threads over a real port."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import cellstream
+from cellstream._multiplex import Gathered, MultiplexCore, join
+from cellstream.v1 import stream_inference_pb2 as pb
+from tests.cellstream.fake_server import REFUSED, FakeServer, Refusal
+from tests.cellstream.models import int64, signature
+
+KEYS = st.integers(0, 5)
+
+
+class MultiplexMachine(RuleBasedStateMachine):
+    """Requests of any keys and lengths, answers in any slices and order of keys: y = 100 key + x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = MultiplexCore(signature(max_bytes=160))
+        self.wire: dict[int, list[int]] = {}  # by key: what the server has
+        self.answered: dict[int, int] = {}
+        self.pushed: dict[int, int] = {}
+        self.requests: list[tuple[Gathered, dict[int, list[int]], dict[int, bool]]] = []
+        self.failed: set[int] = set()
+
+    @rule(key=KEYS)
+    def open(self, key: int) -> None:
+        """Open a key; one that is open, or that failed with steps under way, is refused."""
+        if key in self.wire or key in self.failed:
+            with pytest.raises(cellstream.InvalidInput, match=f"key {key} name"):
+                self.core.open({key: ""})
+            return
+        self.core.open({key: ""})
+        self.send()
+        opened = pb.MultiplexOpened(key=key, opened=pb.Opened(next_step=1))
+        self.core.receive(pb.MultiplexResponse(opened=[opened]).SerializeToString())
+        assert self.core.settled([key])
+        self.wire[key], self.answered[key], self.pushed[key] = [], 0, 0
+
+    @precondition(lambda self: self.wire)
+    @rule(data=st.data())
+    def push(self, data: st.DataObject) -> None:
+        """Steps for some of the open keys."""
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.wire)), min_size=1, unique=True))
+        inputs: dict[int, Any] = {}
+        expected = {}
+        for key in keys:
+            count = data.draw(st.integers(0, 5))  # 0: a bare step
+            values = list(range(self.pushed[key], self.pushed[key] + max(1, count)))
+            self.pushed[key] += len(values)
+            inputs[key] = values if count else values[0]
+            expected[key] = [100 * key + x for x in values]
+        order, counts, single, request = join(signature(), inputs)
+        self.requests.append((self.core.push(order, counts, request), expected, single))
+        self.send()
+
+    def send(self) -> None:
+        """What the core sends reaches the server's lists; every message is within the limit."""
+        while (message := self.core.next_message()) is not None:
+            assert len(message) <= 160
+            for rows in pb.MultiplexRequest.FromString(message).steps:
+                counts = list(rows.steps) or [1] * len(rows.keys)
+                values = np.frombuffer(rows.tensors[0], "<i8").tolist()
+                for key, first, count in zip(rows.keys, rows.first_steps, counts, strict=True):
+                    if key in self.wire:
+                        assert first == len(self.wire[key]) + 1
+                        self.wire[key] += values[:count]
+                    values = values[count:]
+                assert not values
+
+    @precondition(lambda self: any(len(self.wire[k]) > self.answered[k] for k in self.wire))
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        """Some steps of some keys, in any order of keys."""
+        behind = [key for key in self.wire if len(self.wire[key]) > self.answered[key]]
+        keys = data.draw(st.lists(st.sampled_from(behind), min_size=1, unique=True))
+        rows, values = pb.StepRows(), []
+        for key in keys:
+            count = data.draw(st.integers(1, len(self.wire[key]) - self.answered[key]))
+            rows.keys.append(key)
+            rows.first_steps.append(self.answered[key] + 1)
+            rows.steps.append(count)
+            values += [100 * key + x for x in self.wire[key][self.answered[key] : self.answered[key] + count]]
+            self.answered[key] += count
+        rows.tensors.append(int64(values))
+        self.core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
+
+    @precondition(lambda self: len(self.wire) > 2)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """A stream ends alone."""
+        key = data.draw(st.sampled_from(sorted(self.wire)))
+        ended = pb.MultiplexEnded(key=key, code=13, reason="compute_failed", message="boom")
+        for _ in range(2):  # the second is what a step under way would get
+            self.core.receive(pb.MultiplexResponse(ended=[ended]).SerializeToString())
+        if self.answered[key] < len(self.wire[key]):
+            self.failed.add(key)
+        del self.wire[key], self.answered[key], self.pushed[key]
+
+    @invariant()
+    def agrees(self) -> None:
+        """A request is ready when each of its keys is answered or ended, and then has exactly their outputs."""
+        waiting = []
+        for gathered, expected, single in self.requests:
+            if not self.core.ready(gathered):
+                waiting.append((gathered, expected, single))
+                continue
+            outputs = gathered.outputs(single=single)
+            assert set(outputs) | set(gathered.errors) == set(expected)
+            for key, values in outputs.items():
+                assert np.atleast_1d(values).tolist() == expected[key]
+                assert np.ndim(values) == (0 if single[key] else 1)
+            assert all(isinstance(error, cellstream.ComputeFailed) for error in gathered.errors.values())
+        self.requests = waiting
+        if all(len(self.wire[key]) == self.answered[key] for key in self.wire):
+            assert not waiting
+
+
+TestMultiplexMachine = MultiplexMachine.TestCase
+TestMultiplexMachine.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[2], first_steps=[1], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[2], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[3], tensors=[int64([1, 2, 3])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], tensors=[b"short"])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1], tensors=[int64([1])])]),
+        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=1, opened=pb.Opened(next_step=1))]),
+        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=3, opened=pb.Opened(next_step=1))]),
+    ],
+)
+def test_a_faulty_server_raises_a_typed_error(response: pb.MultiplexResponse) -> None:
+    """Answers nobody asked for, out of order or of the wrong size raise ProtocolError."""
+    core = MultiplexCore(signature())
+    core.open({1: ""})
+    core.receive(
+        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=1, opened=pb.Opened(next_step=1))]).SerializeToString()
+    )
+    core.push([1], [2], signature().encode([1, 2]))
+    with pytest.raises(cellstream.ProtocolError):
+        core.receive(response.SerializeToString())
+
+
+def test_steps_of_many_streams(client: cellstream.Client) -> None:
+    """Each key has its own state; single steps and chunks of different lengths mix in one request."""
+    with client.multiplex("sum") as m:
+        m.open(7, 3, 5)
+        assert m.step({7: 1, 3: 10, 5: 100}) == {7: 1, 3: 10, 5: 100}
+        mixed = m.step({5: [1, 2, 3, 4, 5, 6], 7: 1})
+        assert {key: value.tolist() for key, value in mixed.items()} == {5: [101, 103, 106, 110, 115, 121], 7: 2}
+        assert (m.model.name, set(m.keys), m.going_away, m.error) == ("sum", {3, 5, 7}, None, None)
+    with client.multiplex("pair") as m:
+        m.open(0, 1)
+        outputs = m.step({0: {"a": [1, 2], "n": 3}, 1: {"a": [[1, 1], [1, 1]], "n": [1, 1]}})
+        assert outputs[0]["total"].tolist() == [1, 2]
+        assert outputs[1]["count"].tolist() == [1, 2]
+
+
+def test_rows_in_columns(client: cellstream.Client) -> None:
+    """The columnar form gives [K, ...] for single steps and [K, T, ...] for chunks."""
+    with client.multiplex("vector") as m:
+        m.open(*range(4))
+        x = np.arange(12, dtype=np.float32).reshape(4, 3)
+        assert np.array_equal(m.step_rows(range(4), x), x)
+        y = m.step_rows([3, 0], np.ones((2, 6, 3), np.float32))
+        assert y.shape == (2, 6, 3)
+        assert np.array_equal(y[0], x[3] + np.arange(1, 7)[:, None])
+        assert np.array_equal(y[1], x[0] + np.arange(1, 7)[:, None])
+        with pytest.raises(cellstream.InvalidInput, match="2 keys need 2 rows"):
+            m.step_rows([0, 1], x)
+
+
+def test_a_large_request_is_cut_between_keys(client: cellstream.Client, server: FakeServer) -> None:
+    """Messages stay within the server's limit on bytes."""
+    server.behaviour.max_message_bytes = 300
+    with client.multiplex("sum") as m:
+        m.open(*range(40))
+        assert m.step({key: key for key in range(40)}) == {key: key for key in range(40)}
+        with pytest.raises(
+            cellstream.LimitReached, match="9 steps of one stream in a multiplexed step; the limit is 8"
+        ):
+            m.step({0: [1] * 9})
+
+
+def test_a_stream_ends_alone(client: cellstream.Client) -> None:
+    """PartialFailure has the others' outputs; they go on, and the ended key says why it can't."""
+    with client.multiplex("sum") as m:
+        m.open(1, 2, 3)
+        with pytest.raises(cellstream.PartialFailure, match="1 of 3 streams ended, the first with key 2") as caught:
+            m.step({1: 1, 2: REFUSED, 3: 3})
+        assert caught.value.outputs == {1: 1, 3: 3}
+        assert isinstance(caught.value.errors[2], cellstream.InvalidInput)
+        assert caught.value.errors[2].reason == "invalid_input"
+        with pytest.raises(cellstream.InvalidInput, match="holds 613"):
+            m.step({1: 1, 2: 1})
+        assert m.step({1: 1, 3: 1}) == {1: 2, 3: 4}
+        with pytest.raises(cellstream.InvalidInput, match="take another key"):
+            m.open(2)
+
+
+def test_keys_are_checked_before_anything_is_sent(client: cellstream.Client) -> None:
+    """Unknown, doubled, missing and impossible keys are refused, and the call goes on."""
+    with client.multiplex("sum") as m:
+        m.open(1)
+        with pytest.raises(cellstream.StreamClosed, match="key 2"):
+            m.step({1: 1, 2: 1})
+        with pytest.raises(cellstream.InvalidInput, match="twice"):
+            m.step_rows([1, 1], [1, 1])
+        with pytest.raises(cellstream.InvalidInput, match="no keys"):
+            m.step({})
+        with pytest.raises(cellstream.InvalidInput, match="key 1: input 'x' has dtype float64"):
+            m.step({1: 0.5})
+        with pytest.raises(cellstream.InvalidInput, match="is open"):
+            m.open(1)
+        with pytest.raises(cellstream.InvalidInput, match="key -1"):
+            m.open(-1)
+        assert m.step({1: 1}) == {1: 1}
+
+
+def test_a_finished_key_is_free_again(client: cellstream.Client) -> None:
+    """Finishing waits for the server; a new stream under the old key starts from fresh state."""
+    with client.multiplex("sum") as m:
+        m.open(1, 2)
+        m.step({1: 5, 2: 5})
+        m.finish(1)
+        assert m.keys == (2,)
+        m.open_named({1: "again"})
+        assert m.step({1: 1, 2: 1}) == {1: 1, 2: 6}
+
+
+def test_a_refused_key_is_told_alone(client: cellstream.Client, server: FakeServer) -> None:
+    """When the server has no room for a key, open raises its refusal, and the others are open."""
+    server.behaviour.refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "stream_limit", "10 streams are open")
+    server.behaviour.refuse_opens = 1
+    with client.multiplex("sum") as m:
+        with pytest.raises(cellstream.Overloaded, match="10 streams"):
+            m.open(1, 2)
+        assert m.keys == (2,)
+        m.open(1)
+        assert m.step({1: 1, 2: 2}) == {1: 1, 2: 2}
+
+
+def test_threads_share_a_call(client: cellstream.Client, server: FakeServer) -> None:
+    """Requests of several threads are under way at once, and each gets its own answers; a late one is dropped."""
+    with client.multiplex("sum") as m, ThreadPoolExecutor(4) as pool:
+        m.open(*range(8))
+
+        def work(key: int) -> list[int]:
+            return [int(m.step({key: 1, key + 4: 2})[key]) for _ in range(10)]
+
+        assert list(pool.map(work, range(4))) == [list(range(1, 11))] * 4
+        server.gate.clear()
+        with pytest.raises(cellstream.StepTimeout):
+            m.step({0: 1}, timeout=0.01)
+        server.gate.set()
+        assert m.step({0: 1}) == {0: 12}
+
+
+def test_going_away(client: cellstream.Client, server: FakeServer) -> None:
+    """After GoAway what is under way is answered, and nothing new is taken."""
+    with client.multiplex("sum") as m, ThreadPoolExecutor(1) as pool:
+        m.open(1)
+        server.gate.clear()
+        answer = pool.submit(m.step, {1: 1})
+        server.arrived.acquire()
+        server.go_away(2000)
+        server.gate.set()
+        assert answer.result(10) == {1: 1}
+        with m._link.changed:
+            assert m._link.wait(lambda: m._core.ended, 10)
+        assert m.going_away == 2.0
+        for ask in (lambda: m.step({1: 1}), lambda: m.open(2)):
+            with pytest.raises(cellstream.ServerGoingAway):
+                ask()
+
+
+def test_a_dying_server_ends_every_stream(server: FakeServer) -> None:
+    """The whole call is lost, and says so to everyone."""
+    with cellstream.connect(server.address) as client:
+        m = client.multiplex("sum")
+        m.open(1, 2)
+        assert m.step({1: [1, 1], 2: 1})[2] == 1
+        server.die()
+        for _ in range(2):
+            with pytest.raises(cellstream.StreamLost, match="after step 2"):
+                m.step({1: 1, 2: 2})
