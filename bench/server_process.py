@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
@@ -48,7 +49,7 @@ def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningSer
             raise ServerFailedError(f"the server left with status {status}: {_said(errors)}")
 
 
-def _address(process: subprocess.Popen[str], errors: tempfile._TemporaryFileWrapper[str]) -> str:
+def _address(process: subprocess.Popen[str], errors: IO[str]) -> str:
     assert process.stdout is not None
     for line in process.stdout:  # ends when the server does
         if line.startswith("listening on "):
@@ -56,6 +57,6 @@ def _address(process: subprocess.Popen[str], errors: tempfile._TemporaryFileWrap
     raise ServerFailedError(f"the server didn't start: {_said(errors)}")
 
 
-def _said(errors: tempfile._TemporaryFileWrapper[str]) -> str:
+def _said(errors: IO[str]) -> str:
     errors.seek(0)
     return errors.read().strip() or "(it said nothing)"
