@@ -71,12 +71,14 @@ class Batch(Generic[K]):
 class Batcher(Generic[K]):
     """Streams with work, in line by age."""
 
-    def __init__(self, *, max_batch: int, slice_steps: int) -> None:
+    def __init__(self, *, max_batch: int, slice_steps: int, max_run_steps: int) -> None:
+        """A batch holds at most `max_batch` slices, and its size times its longest slice is at most `max_run_steps`."""
         self.max_batch = max_batch
-        self.slice_steps = slice_steps
+        self.slice_steps = min(slice_steps, max_run_steps)
+        self.max_run_steps = max_run_steps
         self.waiting_steps = 0
         self._queues: dict[K, _Queue[K]] = {}
-        self._lines: list[deque[tuple[int, _Queue[K]]]] = [deque() for _ in range(slice_steps.bit_length() + 1)]
+        self._lines: list[deque[tuple[int, _Queue[K]]]] = [deque() for _ in range(self.slice_steps.bit_length() + 1)]
         self._age = 0
 
     @property
@@ -106,12 +108,18 @@ class Batcher(Generic[K]):
         if line is None:
             return None
         slices: list[Slice[K]] = []
+        longest = 0
         while line and len(slices) < self.max_batch:
-            turn, queue = line.popleft()
+            turn, queue = line[0]
             if queue.turn != turn:  # discarded or held since
+                line.popleft()
                 continue
             chunk = queue.chunks[0]
             steps = min(chunk.steps - queue.offset, self.slice_steps)
+            longest = max(longest, steps)
+            if (len(slices) + 1) * longest > self.max_run_steps:
+                break
+            line.popleft()
             queue.turn = 0
             queue.in_batch = steps
             slices.append(Slice(queue.stream, chunk, queue.offset, steps))

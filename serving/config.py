@@ -44,6 +44,9 @@ class Batching:
     max_batch: int = 128
     # Time steps of one stream in one run: a longer chunk takes several turns, so that others get theirs between.
     slice_steps: int = 32
+    # Streams times steps in one run, padding included. Bounds how long a run takes, and so how long a lone step can
+    # have to wait for one. Too low: long chunks lose the gain of batching; too high: single steps wait.
+    max_run_steps: int = 512
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:

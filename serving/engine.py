@@ -30,8 +30,14 @@ class EngineError(Exception):
 class Engine:
     """Runs steps: read rows and inputs in, outputs and written rows out."""
 
-    def __init__(self, path: Path, *, rows: int, max_batch: int, slice_steps: int, threads: int) -> None:
-        """Load `path` (a resident.onnx) with a slab of `rows` rows. Raises ConfigError if it can't be served."""
+    def __init__(
+        self, path: Path, *, rows: int, max_batch: int, slice_steps: int, max_run_steps: int, threads: int
+    ) -> None:
+        """Load `path` (a resident.onnx) with a slab of `rows` rows. Raises ConfigError if it can't be served.
+
+        A run has at most `max_batch` lanes of at most `slice_steps` steps, together at most `max_run_steps`, padding
+        included (or one step each).
+        """
         self.device = "cpu"
         self._session = _session(path, threads)
         try:
@@ -41,6 +47,7 @@ class Engine:
         self.rows = rows
         self.max_batch = max_batch
         self.slice_steps = slice_steps if self.contract.ragged else 1
+        self._room = max(max_batch, max_run_steps)  # steps in one run, padding included
         self._slabs = [np.zeros((rows, slab.width), dtype=slab.dtype) for slab in self.contract.slabs()]
         for slab, values in zip(self.contract.slabs(), self._slabs, strict=True):
             values[0] = slab.initial_row()
@@ -48,7 +55,7 @@ class Engine:
         self._read_rows = np.zeros(max_batch, dtype=np.int64)  # [B]
         self._write_rows = np.zeros(max_batch, dtype=np.int64)  # [B]
         self._inputs = [self._buffer(spec) for spec in self.contract.inputs]  # flat, room for [B, T, *shape]
-        self._outputs = [self._buffer(spec) for spec in self.contract.outputs]
+        self._outputs = [np.empty(self._room * spec.elements, dtype=spec.dtype) for spec in self.contract.outputs]
         self._bindings: dict[tuple[int, int], Any] = {}
 
     @property
@@ -105,12 +112,13 @@ class Engine:
 
     def _buffer(self, spec: TensorSpec) -> npt.NDArray[Any]:
         # Padding beyond a lane's length must be a valid value too (an embedding looks it up), so never rubbish.
-        return np.full(self.max_batch * self.slice_steps * spec.elements, _smallest(spec), dtype=spec.dtype)
+        size = self._room * spec.elements
+        return np.full(size, _smallest(spec), spec.dtype) if _smallest(spec) else np.zeros(size, spec.dtype)
 
     def _check_rows(self, lanes: int, steps: int, read_rows: Sequence[int], write_rows: Sequence[int]) -> None:
         # On the host and before every run: a device may clamp a bad row number in silence.
         assert lanes <= self.max_batch, f"{lanes} lanes, room for {self.max_batch}"
-        assert steps <= self.slice_steps, f"{steps} steps, room for {self.slice_steps}"
+        assert lanes * steps <= self._room, f"{lanes} lanes of {steps} steps, room for {self._room} steps"
         assert 0 <= min(read_rows) <= max(read_rows) < self.rows, "a row to read is outside the slab"
         assert 0 < min(write_rows) <= max(write_rows) < self.rows, "a row to write is outside the slab, or is row 0"
         written = set(write_rows)

@@ -17,7 +17,7 @@ from serving.stats import ServerStats
 from serving.streams import Sink, Stream
 
 SERVICE = "cellstream.v1.StreamInference"
-MAX_NAME = 256  # characters of a stream_id
+MAX_NAME = 256  # characters of a model or stream_id
 
 
 class LiveCall(Protocol):
@@ -62,8 +62,9 @@ class Front:
         """Open the stream that a client asks for. Raises the Refusal to answer if it can't be had."""
         if opening.resume_token:
             raise CannotResume("this server keeps no checkpoints, so no stream can be resumed; open a new one")
-        if len(opening.stream_id) > MAX_NAME:
-            raise TooLarge(f"a stream_id of {len(opening.stream_id)} characters; the limit is {MAX_NAME}")
+        for field_name, text in (("model", opening.model), ("stream_id", opening.stream_id)):
+            if len(text) > MAX_NAME:
+                raise TooLarge(f"a {field_name} of {len(text)} characters; the limit is {MAX_NAME}")
         lane = self.lanes.find(opening.model, opening.version)
         stream = lane.streams.open(opening.stream_id, sink)
         lane.stats.opened += 1

@@ -20,6 +20,7 @@ from serving.inputs import InputCheck
 from serving.stats import ModelStats
 from serving.streams import Run, Streams
 
+_NAMED = 20  # models that a refusal names
 PROBE_SECONDS = 1.0  # between two looks at an engine that doesn't work
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,9 @@ class Lane:
         self.engine = engine
         self.contract = engine.contract
         self.limits = limits
-        self.batching = Batching(max_batch=batching.max_batch, slice_steps=engine.slice_steps)
+        self.batching = Batching(
+            max_batch=batching.max_batch, slice_steps=engine.slice_steps, max_run_steps=batching.max_run_steps
+        )
         self.check = InputCheck(engine.contract, limits)
         self.streams = Streams(check=self.check, limits=limits, batching=self.batching)
         self.stats = ModelStats()
@@ -85,7 +88,7 @@ class Lane:
         """Run every batch size that is a power of two, with one step and with a whole slice. Raises ConfigError."""
         sizes = {1 << exponent for exponent in range(self.batching.max_batch.bit_length())} | {self.batching.max_batch}
         for lanes in sorted(sizes):
-            for steps in {1, self.batching.slice_steps}:
+            for steps in {1, min(self.batching.slice_steps, max(1, self.batching.max_run_steps // lanes))}:
                 try:
                     self._probe(lanes=lanes, steps=steps)
                 except EngineError as error:
@@ -210,7 +213,8 @@ class Lanes:
         """The model of that name; version 0 is the highest. Raises UnknownModel, naming what there is."""
         lane = self._by_version.get((name, version)) if version else self._newest.get(name)
         if lane is None:
-            served = ", ".join(f"{name}/{version}" for name, version in sorted(self._by_version))
+            names = [f"{name}/{version}" for name, version in sorted(self._by_version)]
+            served = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             asked = f"{name!r} version {version}" if version else f"{name!r}"
             raise UnknownModel(f"no model {asked}; served: {served}")
         return lane

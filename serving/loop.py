@@ -50,6 +50,7 @@ class Loop:
         self.alive = True
         self.beat = clock()  # when the latest turn began
         self.on_death: Callable[[], None] = lambda: None
+        self.on_loss: Callable[[], None] = lambda: None  # the wire is lost too: nobody can be told any more
 
     def start(self) -> None:
         """Start the thread."""
@@ -71,7 +72,7 @@ class Loop:
                 self._turn()
         except Exception:
             log.exception("the loop has died")
-            self._die()
+            self._live_on()
 
     def _turn(self) -> None:
         self.beat = self._clock()
@@ -81,6 +82,13 @@ class Loop:
         for lane in self._lanes:
             lane.turn()
         self._flush()
+
+    def _live_on(self) -> None:
+        try:
+            self._die()
+        except Exception:
+            log.exception("the wire is lost")
+            self.on_loss()
 
     def _die(self) -> None:
         # Nobody may wait for an answer that can't come any more: every call is ended, every new one refused.

@@ -6,6 +6,7 @@ Owns the wiring and the shutdown. The only place that knows every part.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,7 @@ class Server:
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
         self.loop.on_death = lambda: self.health.update(working=False)
+        self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
         self.metrics_port: int | None = None
 
     def start(self) -> None:
@@ -121,6 +123,7 @@ class Server:
             rows=slab_rows(config.limits, config.batching),
             max_batch=config.batching.max_batch,
             slice_steps=config.batching.slice_steps,
+            max_run_steps=config.batching.max_run_steps,
             threads=config.threads,
         )
         problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)

@@ -105,7 +105,9 @@ class Streams:
         self._check = check
         self._limits = limits
         self.rows = Rows(slab_rows(limits, batching))
-        self.batcher: Batcher[Stream] = Batcher(max_batch=batching.max_batch, slice_steps=batching.slice_steps)
+        self.batcher: Batcher[Stream] = Batcher(
+            max_batch=batching.max_batch, slice_steps=batching.slice_steps, max_run_steps=batching.max_run_steps
+        )
         self.closed: Refusal | None = None  # why nothing new is admitted
         self._live: set[Stream] = set()
         self._running: set[Stream] = set()

@@ -18,7 +18,9 @@ class Script:
 
     def __init__(self, settings: str) -> None:
         words = settings.replace(",", "").split()
-        self.batcher: Batcher[str] = Batcher(max_batch=int(words[1]), slice_steps=int(words[3]))
+        self.batcher: Batcher[str] = Batcher(
+            max_batch=int(words[1]), slice_steps=int(words[3]), max_run_steps=int(words[5]) if words[5:] else 1000
+        )
         self.sent: dict[str, int] = {}
         self.batch: Batch[str] | None = None
 
@@ -72,7 +74,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batcher: Batcher[str] = Batcher(max_batch=3, slice_steps=4)
+        self.batcher: Batcher[str] = Batcher(max_batch=3, slice_steps=4, max_run_steps=8)
         self.accepted: dict[str, int] = {}  # steps pushed
         self.computed: dict[str, int] = {}  # steps finished
         self.held: set[str] = set()
@@ -103,6 +105,7 @@ class BatcherMachine(RuleBasedStateMachine):
             assert 1 <= piece.steps <= 4
             assert piece.first_step == self.computed.get(piece.stream, 0) + 1
             assert 2 * piece.steps > self.batch.steps
+        assert len(taken) * self.batch.steps <= 8
         for stream in ready:
             self.turns_waited[stream] = 0 if stream in taken else self.turns_waited.get(stream, 0) + 1
             assert self.turns_waited[stream] <= len("abcdef"), f"{stream} starves"

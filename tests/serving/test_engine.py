@@ -24,7 +24,14 @@ def make_engine(artifacts: Path) -> MakeEngine:
     """Engines on the "vectors" model."""
 
     def make(model: str = "vectors/1", threads: int = 1) -> Engine:
-        return Engine(artifacts / model / "resident.onnx", rows=ROWS, max_batch=8, slice_steps=16, threads=threads)
+        return Engine(
+            artifacts / model / "resident.onnx",
+            rows=ROWS,
+            max_batch=8,
+            slice_steps=16,
+            max_run_steps=128,
+            threads=threads,
+        )
 
     return make
 
@@ -121,7 +128,7 @@ def test_what_is_not_a_resident_graph_is_refused(artifacts: Path, tmp_path: Path
     broken = tmp_path / "resident.onnx"
     broken.write_bytes(b"rubbish")
     with pytest.raises(ConfigError, match=r"resident\.onnx: ONNX Runtime can't load it"):
-        Engine(broken, rows=4, max_batch=1, slice_steps=1, threads=1)
+        Engine(broken, rows=4, max_batch=1, slice_steps=1, max_run_steps=1, threads=1)
 
 
 def test_a_probe_changes_only_its_scratch_row(make_engine: MakeEngine) -> None:
