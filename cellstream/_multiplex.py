@@ -34,7 +34,7 @@ from cellstream.errors import (
 from cellstream.models import Model
 from cellstream.v1 import stream_inference_pb2 as pb
 
-_ROW_OVERHEAD = 32  # bytes of a message for each key, besides its tensors
+_OVERHEAD, _ROW_OVERHEAD, _TENSOR_OVERHEAD = 64, 24, 16  # bytes of a message besides its tensors' own, and to spare
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -268,13 +268,16 @@ class MultiplexCore:
     def _parts(self, counts: Sequence[int]) -> list[tuple[int, int]]:
         """The request cut between keys so that every message stays within the server's limit on bytes."""
         limit = self.signature.model.limits.max_message_bytes
+        room = limit - _OVERHEAD - _TENSOR_OVERHEAD * len(self.signature.inputs)
         step = self.signature.input_step_bytes
-        if not limit or sum(counts) * step + len(counts) * _ROW_OVERHEAD <= limit:
+        if not limit or sum(counts) * step + len(counts) * _ROW_OVERHEAD <= room:
             return [(0, len(counts))]
+        if (largest := max(counts) * step) + _ROW_OVERHEAD > room:
+            raise LimitReached(f"one stream's steps have {largest} bytes; a message has {limit} at most")
         parts, low, size = [], 0, 0
         for index, count in enumerate(counts):
             row = count * step + _ROW_OVERHEAD
-            if size and size + row > limit:
+            if size + row > room:
                 parts.append((low, index))
                 low, size = index, 0
             size += row

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from cellstream._tensors import Answer, Request, Signature, Values, decode
 from cellstream.errors import (
     CellstreamError,
+    LimitReached,
     ProtocolError,
     ServerGoingAway,
     StreamClosed,
@@ -31,7 +32,7 @@ from cellstream.errors import (
 from cellstream.v1 import stream_inference_pb2 as pb
 
 OK = "OK"
-_MESSAGE_OVERHEAD = 256  # bytes of a message besides its tensors, and to spare
+_OVERHEAD, _TENSOR_OVERHEAD = 64, 16  # bytes of a message besides its tensors' own, and to spare
 
 
 class Core(Protocol):
@@ -159,13 +160,17 @@ class StreamCore:
         return self.opened
 
     def push(self, request: Request) -> Answer:
-        """Number a request's steps and queue them. Raises ServerGoingAway, StreamClosed, or why the stream ended."""
+        """Number a request's steps and queue them.
+
+        Raises ServerGoingAway, StreamClosed, LimitReached for a step that no message can hold, or why the stream ended.
+        """
         self._check_open()
         assert self._signature is not None
+        most = self._piece_steps(self._signature)
         answer = Answer(self._signature, request.steps, chunk=request.chunk)
         at = 0
         while at < request.steps:
-            stop = min(at + self._piece_steps(self._signature), request.steps)
+            stop = min(at + most, request.steps)
             chunk = pb.Chunk(first_step=self._last_step + 1, steps=stop - at, inputs=request.cut(at, stop))
             message = pb.StreamRequest(chunk=chunk).SerializeToString()
             self._unsent.append(Piece(self._last_step + 1, stop - at, message))
@@ -286,10 +291,13 @@ class StreamCore:
         """The most steps that go in one message."""
         assert self.opened is not None
         most = self.opened.max_steps_per_message or self.window
-        room = signature.model.limits.max_message_bytes - _MESSAGE_OVERHEAD
-        if room > 0 and signature.input_step_bytes > 0:
+        limit = signature.model.limits.max_message_bytes
+        room = limit - _OVERHEAD - _TENSOR_OVERHEAD * len(signature.inputs)
+        if limit and room < signature.input_step_bytes:
+            raise LimitReached(f"one step has {signature.input_step_bytes} bytes; a message has {limit} at most")
+        if limit and signature.input_step_bytes:
             most = min(most, room // signature.input_step_bytes)
-        return max(1, most)
+        return most
 
     def _take_outputs(self, outputs: pb.Outputs) -> None:
         first, steps = outputs.first_step, outputs.steps

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,7 +18,7 @@ from cellstream import _rpc
 from cellstream._multiplex import MultiplexCore
 from cellstream._protocol import Opening, StreamCore
 from cellstream._tensors import Signature
-from cellstream.errors import CellstreamError
+from cellstream.errors import CellstreamError, StreamClosed
 from cellstream.models import Model, ModelSummary, model_from, summaries_from
 from cellstream.multiplex import Multiplex
 from cellstream.options import Channel, Retry
@@ -65,6 +66,8 @@ class Client:
             self._channel = grpc.secure_channel(address, credentials, arguments)
         self._signatures: dict[tuple[str, int], Signature] = {}  # by name and version asked for
         self._live: set[Stream | Multiplex] = set()
+        # At exit, while threads still run, and when nobody holds the client or a stream of its any more.
+        self._finish = weakref.finalize(self, _disconnect, self._channel, self._live)
 
     def models(self, *, timeout: float = 30.0) -> tuple[ModelSummary, ...]:
         """What the server serves."""
@@ -96,7 +99,7 @@ class Client:
             until = time.monotonic() + seconds
             known = self._signature(model, version, seconds)
             core, options = StreamCore(opening), self._options(metadata, timeout)
-            stream = Stream(self._method(_rpc.STREAM), core, self._live.discard, **options)
+            stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
             self._live.add(stream)
             try:
                 opened = stream.wait_opened(max(0.0, until - time.monotonic()))
@@ -126,15 +129,13 @@ class Client:
         """
         signature = Signature(self._retrying(retry, lambda seconds: self.model(model, version, timeout=seconds)))
         core, options = MultiplexCore(signature), self._options(metadata, timeout)
-        multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._live.discard, **options)
+        multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
         self._live.add(multiplex)
         return multiplex
 
     def close(self) -> None:
         """Cancel the streams that are open, and disconnect. Idempotent."""
-        for stream in tuple(self._live):
-            stream.cancel()
-        self._channel.close()
+        self._finish()
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +144,10 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _forget(self, stream: Stream | Multiplex) -> None:
+        # A method of the client: whoever holds a stream holds its client.
+        self._live.discard(stream)
 
     def _signature(self, name: str, version: int, seconds: float) -> Signature:
         known = self._signatures.get((name, version))
@@ -170,12 +175,24 @@ class Client:
             "wait_for_ready": self._wait_for_ready,
         }
 
+    def _check_open(self) -> None:
+        if not self._finish.alive:
+            raise StreamClosed("the client is closed")
+
     def _method(self, path: str) -> Any:
+        self._check_open()
         return self._channel.stream_stream(path, request_serializer=None, response_deserializer=None)
 
     def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
+        self._check_open()
         method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
         try:
             return method(request, **self._options((), timeout))
         except grpc.RpcError as error:
             raise _rpc.error_from(error) from None
+
+
+def _disconnect(channel: grpc.Channel, live: set[Stream | Multiplex]) -> None:
+    for stream in tuple(live):
+        stream.cancel()
+    channel.close()

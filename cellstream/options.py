@@ -19,6 +19,9 @@ class Channel:
     # Too low: a crowd of clients hammers a server that starts; too high: they find it late.
     initial_backoff_ms: int = 100
     max_backoff_ms: int = 5_000
+    # Milliseconds that one attempt to connect may take. Too low: slow networks and TLS never get there; too high: a
+    # host that swallows packets is given up late.
+    connect_timeout_ms: int = 10_000
     # Milliseconds of silence after which the connection is probed; None: never. Servers end connections that are
     # probed more often than they allow (gRPC's default: every 300,000).
     keepalive_ms: int | None = None
@@ -35,7 +38,7 @@ class Channel:
         """As gRPC's channel arguments."""
         arguments: dict[str, int | str] = {
             "grpc.initial_reconnect_backoff_ms": self.initial_backoff_ms,
-            "grpc.min_reconnect_backoff_ms": self.initial_backoff_ms,
+            "grpc.min_reconnect_backoff_ms": self.connect_timeout_ms,
             "grpc.max_reconnect_backoff_ms": self.max_backoff_ms,
             "grpc.max_receive_message_length": self.max_receive_bytes,
             "grpc.max_send_message_length": -1,  # the server's own limit is what counts, and its refusal names it

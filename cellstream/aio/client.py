@@ -21,7 +21,7 @@ from cellstream._protocol import Opening, StreamCore
 from cellstream._tensors import Signature
 from cellstream.aio.multiplex import Multiplex
 from cellstream.aio.stream import Stream
-from cellstream.errors import CellstreamError
+from cellstream.errors import CellstreamError, StreamClosed
 from cellstream.models import Model, ModelSummary, model_from, summaries_from
 from cellstream.options import Channel, Retry
 from cellstream.v1 import stream_inference_pb2 as pb
@@ -88,6 +88,7 @@ class Client:
             self._channel = grpc.aio.secure_channel(address, credentials, arguments)
         self._signatures: dict[tuple[str, int], Signature] = {}  # by name and version asked for
         self._live: set[Stream | Multiplex] = set()
+        self._closed = False
 
     async def models(self, *, timeout: float = 30.0) -> tuple[ModelSummary, ...]:
         """What the server serves."""
@@ -121,7 +122,7 @@ class Client:
             until = time.monotonic() + seconds
             known = await self._signature(model, version, seconds)
             core, options = StreamCore(opening), self._options(metadata, timeout)
-            stream = Stream(self._method(_rpc.STREAM), core, self._live.discard, **options)
+            stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
             self._live.add(stream)
             try:
                 opened = await stream.wait_opened(max(0.0, until - time.monotonic()))
@@ -153,7 +154,7 @@ class Client:
         async def attempt(seconds: float) -> Multiplex:
             signature = Signature(await self.model(model, version, timeout=seconds))
             core, options = MultiplexCore(signature), self._options(metadata, timeout)
-            multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._live.discard, **options)
+            multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
             self._live.add(multiplex)
             return multiplex
 
@@ -161,6 +162,7 @@ class Client:
 
     async def close(self) -> None:
         """Cancel the streams that are open, and disconnect. Idempotent."""
+        self._closed = True
         for stream in tuple(self._live):
             await stream.cancel()
         await self._channel.close()
@@ -172,6 +174,10 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _forget(self, stream: Stream | Multiplex) -> None:
+        # A method of the client: whoever holds a stream holds its client.
+        self._live.discard(stream)
 
     async def _signature(self, name: str, version: int, seconds: float) -> Signature:
         known = self._signatures.get((name, version))
@@ -199,10 +205,16 @@ class Client:
             "wait_for_ready": self._wait_for_ready,
         }
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StreamClosed("the client is closed")
+
     def _method(self, path: str) -> Any:
+        self._check_open()
         return self._channel.stream_stream(path, request_serializer=None, response_deserializer=None)
 
     async def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
+        self._check_open()
         method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
         try:
             return await method(request, **self._options((), timeout))

@@ -106,7 +106,7 @@ class Sums:
 class FakeServer:
     """The server; `gate` closed (cleared), it takes steps and doesn't answer them."""
 
-    def __init__(self, behaviour: Behaviour | None = None) -> None:
+    def __init__(self, behaviour: Behaviour | None = None, port: int = 0) -> None:
         self.behaviour = behaviour or Behaviour()
         self.gate = threading.Event()
         self.gate.set()
@@ -134,7 +134,7 @@ class FakeServer:
             ),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.secure_port = self._server.add_secure_port("127.0.0.1:0", grpc.local_server_credentials())
         self.address = f"127.0.0.1:{self.port}"
         self._server.start()
@@ -267,6 +267,7 @@ class FakeServer:
                     yield pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=opening.key, opened=opened)])
                 except Refusal as refusal:
                     yield _ended(opening.key, refusal)
+            assert len(event.SerializeToString()) <= self.behaviour.max_message_bytes or event.opens
             for rows in event.steps:
                 self.arrived.release()
                 self.gate.wait()

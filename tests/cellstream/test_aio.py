@@ -213,6 +213,26 @@ def test_models_retries_and_refusals(play: Callable[[Play], None], server: FakeS
     play(body)
 
 
+def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
+    """A stream doesn't outlive its client, and a closed client says so."""
+
+    async def body() -> None:
+        client = cellstream.aio.connect(server.address)
+        stream, multiplex = await client.stream("sum"), await client.multiplex("sum")
+        await multiplex.open(1)
+        await client.close()
+        await client.close()
+        with pytest.raises(cellstream.StreamClosed):
+            await stream.step(1)
+        with pytest.raises(cellstream.StreamClosed):
+            await multiplex.step({1: 1})
+        for ask in (client.models, lambda: client.stream("sum"), lambda: client.multiplex("sum")):
+            with pytest.raises(cellstream.StreamClosed, match="the client is closed"):
+                await ask()
+
+    asyncio.run(body())
+
+
 def test_multiplexed_streams(play: Callable[[Play], None], server: FakeServer) -> None:
     """Many streams in one call, in both forms, with one that ends alone."""
 

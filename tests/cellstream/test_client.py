@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -65,6 +68,19 @@ def test_no_server(server: FakeServer) -> None:
             client.models(timeout=0.1)
 
 
+def test_a_server_that_comes_up_is_found(server: FakeServer) -> None:
+    """One client outlives its server: while there is none it waits, and then goes on with the next one."""
+    with cellstream.connect(server.address, channel=cellstream.Channel(wait_for_ready=True)) as client:
+        with client.stream("sum") as stream:
+            assert stream.step(1) == 1
+        server.die()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.stream, "sum", timeout=20)
+            again = FakeServer(port=server.port)
+            assert waiting.result(20).step(2) == 2
+    again.die()
+
+
 def test_tls_needs_a_server_that_speaks_it(server: FakeServer) -> None:
     """Credentials are used: a plaintext server can't be reached with them."""
     quick = cellstream.Retry(attempts=1, total=5)
@@ -89,10 +105,37 @@ def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
     multiplex.open(1)
     client.close()
     client.close()
+    for ask in (client.models, lambda: client.stream("sum"), lambda: client.multiplex("sum")):
+        with pytest.raises(cellstream.StreamClosed, match="the client is closed"):
+            ask()
     with pytest.raises(cellstream.StreamClosed):
         stream.step(1)
     with pytest.raises(cellstream.StreamClosed):
         multiplex.step({1: 1})
+
+
+@pytest.mark.parametrize(
+    "use", ["stream.step(1)", "next(stream.run(itertools.repeat(1)))", "g = stream.run([1]); next(g)"]
+)
+def test_a_program_may_leave_without_closing(server: FakeServer, use: str) -> None:
+    """Neither an open stream nor a run that is under way holds up the interpreter's exit."""
+    code = f"import itertools, cellstream; stream = cellstream.connect({server.address!r}).stream('sum'); {use}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stream_keeps_its_client(server: FakeServer) -> None:
+    """Whoever holds a stream can use it; a client that nobody holds is disconnected."""
+    stream = cellstream.connect(server.address).stream("sum")
+    gc.collect()
+    assert stream.step(1) == 1
+    client = weakref.ref(stream._forget.__self__)  # type: ignore[attr-defined]
+    stream.close()
+    del stream
+    gc.collect()
+    assert client() is None
 
 
 def test_the_client_stands_alone() -> None:

@@ -193,6 +193,12 @@ def test_a_large_request_is_cut_between_keys(client: cellstream.Client, server: 
             cellstream.LimitReached, match="9 steps of one stream in a multiplexed step; the limit is 8"
         ):
             m.step({0: [1] * 9})
+        server.behaviour.max_message_bytes = 120
+    with client.multiplex("sum") as m:
+        m.open(0)
+        with pytest.raises(cellstream.LimitReached, match="steps have 64 bytes; a message has 120 at most"):
+            m.step({0: [1] * 8})
+        assert m.step({0: 1}) == {0: 1}
 
 
 def test_a_stream_ends_alone(client: cellstream.Client) -> None:

@@ -150,7 +150,7 @@ def test_a_second_opened_and_a_wrong_first_step_are_refused() -> None:
 
 def test_a_chunk_beyond_every_limit_is_cut() -> None:
     """A chunk goes out in messages within the limits on steps and bytes, and a smaller window still moves."""
-    core = opened_core(window=3, max_steps=5, max_bytes=256 + 8 * 4)
+    core = opened_core(window=3, max_steps=5, max_bytes=64 + 16 + 8 * 4)
     answer = core.push(steps_of(*range(9)))
     sizes = []
     while (message := core.next_message()) is not None:
@@ -159,6 +159,14 @@ def test_a_chunk_beyond_every_limit_is_cut() -> None:
         core.receive(outputs(chunk.first_step, range(chunk.steps)))
     assert sizes == [4, 4, 1]
     assert answer.done
+
+
+def test_a_step_that_no_message_can_hold_is_refused_here() -> None:
+    """A step above the server's limit on bytes raises LimitReached before anything is sent."""
+    core = opened_core(max_bytes=87)
+    with pytest.raises(errors.LimitReached, match="one step has 8 bytes; a message has 87 at most"):
+        core.push(steps_of(1))
+    assert core.next_message() is None
 
 
 def test_going_away_ends_the_stream_when_nothing_is_left_to_do() -> None:
