@@ -1,0 +1,112 @@
+"""Checkpoints on disk: what is written comes back, and what isn't one is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import checkpoint
+from model.lstm import LSTM, Spec
+
+SPEC = Spec(vocabulary=5, encoder_size=2, hidden_size=3, layers=2, output_size=5)
+
+
+@pytest.fixture
+def module() -> LSTM:
+    """A small module with an embedding and a head."""
+    torch.manual_seed(0)
+    return LSTM(SPEC)
+
+
+def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    """Whether two modules have the same weights, bit for bit."""
+    ours, theirs = left.state_dict(), right.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_saved_is_loaded(module: LSTM, tmp_path: Path) -> None:
+    """Weights, spec and notes come back as they were, and nothing else is left in the folder."""
+    checkpoint.save(module, tmp_path / "deep" / "a.safetensors", notes={"tokens": "bytes"})
+    found = checkpoint.load(tmp_path / "deep" / "a.safetensors")
+    assert found.module.spec == SPEC
+    assert found.notes == {"tokens": "bytes"}
+    assert same(found.module, module)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.safetensors"]
+
+
+def test_pickled_state_dicts(module: LSTM, tmp_path: Path) -> None:
+    """Our own state dict, a bare torch.nn.LSTM's, and one wrapped as {'state_dict': …} all load from .pt files."""
+    bare = torch.nn.LSTM(2, 3)
+    torch.save(module.state_dict(), tmp_path / "ours.pt")
+    torch.save(bare.state_dict(), tmp_path / "bare.pth")
+    torch.save({"state_dict": bare.state_dict(), "epoch": 3}, tmp_path / "wrapped.pt")
+    assert checkpoint.load(tmp_path / "ours.pt").module.spec == SPEC
+    for name in ("bare.pth", "wrapped.pt"):
+        assert same(checkpoint.load(tmp_path / name).module.lstm, bare)
+
+
+def test_foreign_safetensors_are_a_bare_lstm(tmp_path: Path) -> None:
+    """A safetensors file without our spec is read as the weights of a torch.nn.LSTM."""
+    bare = torch.nn.LSTM(2, 3, bias=False)
+    save_file(bare.state_dict(), tmp_path / "bare.safetensors")
+    found = checkpoint.load(tmp_path / "bare.safetensors")
+    assert found.module.spec == Spec(input_size=2, hidden_size=3, bias=False)
+    assert same(found.module.lstm, bare)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    """A whole pickled module isn't loaded: that would run what is in it."""
+    torch.save(torch.nn.LSTM(2, 3), tmp_path / "module.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"module\.pt.*without running code.*state_dict"):
+        checkpoint.load(tmp_path / "module.pt")
+
+
+@pytest.mark.parametrize("name", ["junk.safetensors", "junk.pt", "empty.safetensors", "empty.pt"])
+def test_files_that_are_no_checkpoints(name: str, tmp_path: Path) -> None:
+    """Junk and empty files are refused with the file's name, whatever their suffix."""
+    (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"not a checkpoint at all" * 10)
+    with pytest.raises(checkpoint.CheckpointError, match=name):
+        checkpoint.load(tmp_path / name)
+
+
+def test_a_truncated_checkpoint(module: LSTM, tmp_path: Path) -> None:
+    """Half a checkpoint is refused, not read as far as it goes."""
+    path = tmp_path / "half.safetensors"
+    checkpoint.save(module, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(checkpoint.CheckpointError, match=r"half\.safetensors"):
+        checkpoint.load(path)
+
+
+def test_missing_folder_and_suffix(tmp_path: Path) -> None:
+    """A missing file, a folder and an unknown suffix each say what they are."""
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    for path, words in (
+        (tmp_path / "none.pt", "doesn't exist"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "model.onnx", r"\.onnx is none of"),
+    ):
+        with pytest.raises(checkpoint.CheckpointError, match=words):
+            checkpoint.load(path)
+
+
+def test_keys_beside_the_spec_are_named(module: LSTM, tmp_path: Path) -> None:
+    """Weights that the spec has no place for are refused by name, and so are missing ones."""
+    weights = {name: value for name, value in module.state_dict().items() if name != "head.bias"}
+    save_file(weights, tmp_path / "a.safetensors", metadata={checkpoint.SPEC_KEY: SPEC.to_json()})
+    with pytest.raises(checkpoint.CheckpointError, match=r"missing head\.bias"):
+        checkpoint.load(tmp_path / "a.safetensors")
+    weights = {**module.state_dict(), "attention": torch.zeros(1)}
+    save_file(weights, tmp_path / "b.safetensors", metadata={checkpoint.SPEC_KEY: SPEC.to_json()})
+    with pytest.raises(checkpoint.CheckpointError, match="unknown keys attention"):
+        checkpoint.load(tmp_path / "b.safetensors")
+
+
+def test_a_pickled_thing_that_is_no_mapping(tmp_path: Path) -> None:
+    """A tensor in a .pt file isn't a state dict, and the message says what it is."""
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="holds a Tensor"):
+        checkpoint.load(tmp_path / "tensor.pt")
