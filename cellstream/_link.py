@@ -15,7 +15,7 @@ import grpc
 
 from cellstream._protocol import Core
 from cellstream._rpc import CLOSE_SECONDS, closed_here, status_of
-from cellstream.errors import CellstreamError, ProtocolError
+from cellstream.errors import CellstreamError, failed_here
 
 C = TypeVar("C", bound=Core)
 
@@ -86,8 +86,8 @@ class Link:
                     self.changed.notify_all()
         except grpc.RpcError:
             pass  # the status below says it
-        except ProtocolError as error:
-            self.cancel(error)
+        except Exception as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
+            self.cancel(failed_here(error))
         status = status_of(self._call.code(), self._call.details(), self._call.trailing_metadata())
         with self.changed:
             self._core.end(*status)

@@ -266,9 +266,8 @@ class StreamCore:
         """The call has ended with this status."""
         if self.ended:
             return
-        as_asked = self._half_closed and self.answered_step == self._last_step
-        if code == OK and as_asked:
-            self.phase = Phase.ENDED
+        if self._half_closed and self.answered_step == self._last_step:
+            self.phase = Phase.ENDED  # as asked: whatever the status says, nothing was left to lose
         elif self.opened is None and code != OK:
             self.fail(error_of(code, reason, message))
         else:

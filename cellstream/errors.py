@@ -205,4 +205,15 @@ Error = TypeVar("Error", bound=CellstreamError)
 
 def fresh(error: Error) -> Error:
     """The same error to raise again, without the traceback of the last time."""
-    return copy.copy(error)
+    again = copy.copy(error)
+    again.__cause__ = error.__cause__
+    return again
+
+
+def failed_here(cause: Exception) -> CellstreamError:
+    """The error for a call that can't go on because of something that was raised while its answers were read."""
+    if isinstance(cause, CellstreamError):
+        return cause
+    error = CellstreamError(f"the client failed: {cause!r}", code="INTERNAL")
+    error.__cause__ = cause
+    return error

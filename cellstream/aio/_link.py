@@ -15,7 +15,7 @@ import grpc
 
 from cellstream._protocol import OK, Core
 from cellstream._rpc import CLOSE_SECONDS, Status, closed_here, status_of
-from cellstream.errors import CellstreamError, ProtocolError
+from cellstream.errors import CellstreamError, failed_here
 
 
 class Link:
@@ -88,8 +88,8 @@ class Link:
                 self.notify()
         except grpc.aio.AioRpcError as error:
             status = status_of(error.code(), error.details(), error.trailing_metadata())
-        except ProtocolError as error:
-            await self.cancel(error)
+        except Exception as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
+            await self.cancel(failed_here(error))
         except asyncio.CancelledError:
             await self.cancel()
         self._core.end(*status)

@@ -213,6 +213,22 @@ def test_models_retries_and_refusals(play: Callable[[Play], None], server: FakeS
     play(body)
 
 
+def test_whatever_happens_to_the_reader_nobody_is_left_waiting(play: Callable[[Play], None]) -> None:
+    """A failure of our own, while an answer is read, ends the stream with an error that shows its cause."""
+
+    def fail(_: bytes) -> None:
+        raise ZeroDivisionError
+
+    async def body(client: Client) -> None:
+        async with client.stream("sum") as stream:
+            stream._core.receive = fail  # type: ignore[method-assign]
+            with pytest.raises(cellstream.CellstreamError, match="the client failed") as caught:
+                await stream.step(1)
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    play(body)
+
+
 def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
     """A stream doesn't outlive its client, and a closed client says so."""
 

@@ -278,6 +278,18 @@ def test_a_faulty_server_raises_a_typed_error(client: cellstream.Client, server:
         client.stream("sum").step([1, 2])
 
 
+def test_whatever_happens_to_the_reader_nobody_is_left_waiting(
+    client: cellstream.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of our own, while an answer is read, ends the stream with an error that shows its cause."""
+    stream = client.stream("sum")
+    monkeypatch.setattr(stream._core, "receive", lambda _: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(cellstream.CellstreamError, match="the client failed: ZeroDivisionError") as caught:
+            stream.step(1)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 def test_closing(client: cellstream.Client) -> None:
     """Close and cancel may be repeated; afterwards every step raises StreamClosed."""
     stream = client.stream("sum")
