@@ -221,7 +221,7 @@ def test_whatever_happens_to_the_reader_nobody_is_left_waiting(play: Callable[[P
 
     async def body(client: Client) -> None:
         async with client.stream("sum") as stream:
-            stream._core.receive = fail  # type: ignore[method-assign]
+            stream._core.receive = fail  # type: ignore[method-assign, assignment]
             with pytest.raises(cellstream.CellstreamError, match="the client failed") as caught:
                 await stream.step(1)
             assert isinstance(caught.value.__cause__, ZeroDivisionError)
