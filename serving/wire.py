@@ -298,9 +298,9 @@ class Wire:
         """
         poll = self._queue.poll
         events = marked_at = 0
-        marked = False
+        marked = not timeout and self._mark()
         event = poll(time.time() + timeout if timeout else _AT_ONCE)
-        while event.completion_type == _DONE and events < _MAX_EVENTS:
+        while event.completion_type == _DONE:
             tag = event.tag
             if tag is not None:
                 tag(event)
@@ -309,6 +309,8 @@ class Wire:
                 break  # the marker was alone: all that has arrived is dealt with
             else:
                 marked = False
+            if events >= _MAX_EVENTS:
+                break  # before the next event is taken: it would be lost
             if not marked:
                 marked, marked_at = self._mark(), events
             event = None  # it may hold the last reference to a call, which must go before the next poll
