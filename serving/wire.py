@@ -20,6 +20,12 @@ import grpc
 from grpc._cython import cygrpc
 
 TESTED_GRPC = "1.85.1"
+# What grpc.server() must be given: of more new calls than this that wait for a busy loop, gRPC fails some at random.
+# Its own limit of 1,000 is passed by a crowd that reconnects while one batch runs.
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.server.max_pending_requests", 1 << 16),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 16),
+)
 
 _MAX_EVENTS = 4096  # taken by one poll: a flood of messages mustn't keep the loop from its other work
 _REQUESTED = 32  # calls of each method asked for in advance, so that a burst of new ones is taken in by one poll
@@ -157,6 +163,7 @@ class Call:
         if self._finishing or self._sending is not None:
             self._cancel(code, details)
         else:
+            self._cancelled = True
             self.finish(code, details, metadata)
 
     def _cancel(self, code: grpc.StatusCode, details: str) -> None:
@@ -206,10 +213,10 @@ class Call:
         if data is None:
             self._half_closed = True
             self._wire.half_closed.append(self)
-        elif not self._finishing and self._handler is not None:
-            self._handler.on_message(data)
         if not self._due:
             self._over()
+        elif data is not None and not self._finishing and self._handler is not None:
+            self._handler.on_message(data)
 
     def _sent(self, event: Any) -> None:
         self._due -= 1
@@ -223,10 +230,10 @@ class Call:
             self._start_send(self._outbox.popleft())
         elif self._status is not None:
             self._start_status()
-        if not self._finishing and self._handler is not None:
-            self._handler.on_sent()
         if not self._due:
             self._over()
+        elif not self._finishing and self._handler is not None:
+            self._handler.on_sent()
 
     def _status_sent(self, event: Any) -> None:
         self._due -= 1
@@ -237,7 +244,7 @@ class Call:
 
     def _closed(self, event: Any) -> None:
         self._due -= 1
-        self._cancelled = event.batch_operations[0].cancelled()
+        self._cancelled |= event.batch_operations[0].cancelled()
         self._finishing = True
         self._drop_outbox()
         if not self._due:
@@ -294,7 +301,8 @@ class Wire:
     def poll(self, timeout: float) -> int:
         """Wait up to `timeout` seconds for an event, then deal with all that have arrived, and return their number.
 
-        Whatever a handler raises comes out here; the wire's own books are right then, and polling may go on.
+        A flood is taken by several polls. Whatever a handler raises comes out here; the wire's own books are right
+        then, and polling may go on.
         """
         poll = self._queue.poll
         events = marked_at = 0
