@@ -510,7 +510,7 @@ def test_public_methods_are_served_beside(server: Server, channel: grpc.Channel)
 
 
 async def open_many(address: str, calls: int, written: list[int]) -> None:
-    """Open calls of Echo on four connections at once, and have three messages of each answered; note who has written."""
+    """Open calls of Echo on four connections at once, and have three messages of each answered; note each write."""
 
     async def one(channel: grpc.aio.Channel, number: int) -> None:
         call: Any = channel.stream_stream(ECHO)(timeout=SECONDS)
