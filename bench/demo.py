@@ -108,6 +108,7 @@ def outcome_of(plans: Sequence[Plan], together: Served, alone: Sequence[Logits],
 def run(repository: Path, checkpoint: Path, streams: int, seed: int) -> Outcome:
     """The demo, with a progress bar for each part. Raises ServerFailedError, CellstreamError or CheckpointError."""
     module = load(checkpoint).module.eval()
+    torch.set_num_threads(1)  # steps as small as these gain nothing from a second one, and lose much where it is busy
     plans = make_plans(streams, seed)
     total = sum(len(plan.text) for plan in plans)
     columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
@@ -156,6 +157,7 @@ def main() -> int:
     )
     parser.add_argument("--streams", type=int, default=64, help="at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of texts, lengths, chunks and arrivals (%(default)s)")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save the table as a picture too")
     arguments = parser.parse_args()
     if arguments.streams < 1:
         parser.error(f"--streams is {arguments.streams}; it must be at least 1")
@@ -167,7 +169,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    Console().print(table_of(outcome))
+    console = Console(record=arguments.picture is not None, width=None if arguments.picture is None else 78)
+    console.print(table_of(outcome))
+    if arguments.picture is not None:
+        console.save_svg(str(arguments.picture), title="make demo")
     path = arguments.artifacts / "demo.json"
     path.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
     problems = outcome.problems(arguments.streams)
