@@ -275,6 +275,56 @@ def test_whatever_way_a_client_leaves_its_row_is_free_again(server: Server) -> N
         wait_until(lambda: live(server) == 0 and rows_in_use(server) == 0)
 
 
+def test_chaos_around_good_streams(server: Server) -> None:
+    """Clients cancel, vanish, half-close and send rubbish by the dozen: good streams get the bytes they get alone."""
+    names = list(BAD)
+
+    def good(seed: int) -> bool:
+        dice = np.random.default_rng(seed)
+        x = vectors(int(dice.integers(50, 150)), seed)
+        with StreamCall(shared) as stream:
+            stream.open("vectors")
+            answers: list[bytes] = []
+            for piece in cut(x, iter(lambda: int(dice.integers(1, 9)), 0)):
+                answers += stream.run(piece)
+        return answers == expected[seed]
+
+    def chaotic(seed: int) -> bool:
+        dice = np.random.default_rng(seed)
+        own = grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
+        stream = StreamCall(own if dice.random() < 0.5 else shared)
+        stream.open("vectors")
+        stream.push(vectors(int(dice.integers(1, 100)), seed))
+        match int(dice.integers(4)):
+            case 0:
+                stream.call.cancel()
+            case 1:
+                stream.half_close()
+            case 2:
+                for message in BAD[names[int(dice.integers(len(names)))]][0]:
+                    stream.send(message)
+                stream.end()
+            case 3:
+                stream.receive()
+        own.close()
+        stream.call.cancel()
+        return True
+
+    with (
+        grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as shared,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        lengths = {seed: int(np.random.default_rng(seed).integers(50, 150)) for seed in range(40)}
+        expected = {seed: alone(shared, vectors(steps, seed)) for seed, steps in lengths.items()}
+        jobs = [
+            pool.submit(good if seed % 5 == 0 else chaotic, seed // 5 if seed % 5 == 0 else seed) for seed in range(200)
+        ]
+        assert all(job.result(60.0) for job in jobs)
+    wait_until(lambda: live(server) == 0 and rows_in_use(server) == 0 and server._wire.live == 0)
+    for lane in server.lanes:
+        lane.streams.check()
+
+
 def test_the_limit_on_streams(artifacts: Path) -> None:
     """The stream past the limit is refused at once, naming the limit; a place freed can be had."""
     running = Server(ServerConfig(artifacts, "127.0.0.1:0", grace=0.0, limits=Limits(max_streams=2)))
