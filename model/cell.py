@@ -5,7 +5,7 @@ Owns the formula and nothing else: no modules, no kernels, no ONNX. It is slow, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,32 +28,47 @@ class LayerWeights(NamedTuple):
     b_hh: Tensor | None = None
 
 
+class Activations(NamedTuple):
+    """The two functions of an LSTM, for whoever wants to know what a less exact one would do."""
+
+    sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid
+    tanh: Callable[[Tensor], Tensor] = torch.tanh
+
+
+EXACT = Activations()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x·Wᵀ + b: x [..., F], weight [O, F] and bias [O] give [..., O]."""
     product = x @ weight.T
     return product if bias is None else product + bias
 
 
-def cell(weights: LayerWeights, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def cell(
+    weights: LayerWeights, x: Tensor, h: Tensor, c: Tensor, activations: Activations = EXACT
+) -> tuple[Tensor, Tensor]:
     """One step of one layer: x [B, F], h [B, H] and c [B, H] give the next h and c.
 
     The formula is that of torch.nn.LSTM's documentation (Hochreiter and Schmidhuber 1997, with forget gates).
     """
     gates = linear(x, weights.w_ih, weights.b_ih) + linear(h, weights.w_hh, weights.b_hh)
     i, f, g, o = gates.chunk(4, dim=1)
-    c_next = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h_next = torch.sigmoid(o) * torch.tanh(c_next)
+    sigmoid, tanh = activations
+    c_next = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    h_next = sigmoid(o) * tanh(c_next)
     return h_next, c_next
 
 
-def unroll(layers: Sequence[LayerWeights], x: Tensor, state: State) -> tuple[Tensor, State]:
+def unroll(
+    layers: Sequence[LayerWeights], x: Tensor, state: State, activations: Activations = EXACT
+) -> tuple[Tensor, State]:
     """All layers over all steps: x [B, T, F] gives the last layer's h at every step, [B, T, H], and the new state."""
     h, c = list(state.h.unbind(1)), list(state.c.unbind(1))
     outputs = []
     for step in x.unbind(1):
         below = step
         for index, weights in enumerate(layers):
-            h[index], c[index] = cell(weights, below, h[index], c[index])
+            h[index], c[index] = cell(weights, below, h[index], c[index], activations)
             below = h[index]
         outputs.append(below)
     return torch.stack(outputs, dim=1), State(torch.stack(h, dim=1), torch.stack(c, dim=1))

@@ -136,7 +136,8 @@ class ParityRecord:
     """One comparison: `subject` against `truth`, on one tensor, as a ratio to PyTorch's own float32 error.
 
     `rms_ratio` = rms(subject - truth) / rms(pytorch32 - truth); `max_ratio` likewise with the maximum.
-    `passed` = rms_ratio <= rms_bar and max_ratio <= max_bar (or the errors are exactly zero).
+    `passed` needs rms_ratio <= rms_bar and max_ratio <= max_bar; export.parity says what else, and how PyTorch's
+    error is taken where it is nearly zero. Bars of 0 ask for the same bytes.
     """
 
     subject: str
@@ -172,7 +173,12 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Everything a server needs to know of a model, and the proof that its export computes the same."""
+    """Everything a server needs to know of a model, and the proof that its export computes the same.
+
+    `weights_digest` is "sha256:" and the hexadecimal SHA-256 of all bytes of the external weights file,
+    `model.onnx.data`, which lies beside both graphs; whoever loads a graph can so tell that file's weights are the
+    ones that were proved.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from model.cell import LayerWeights, State, linear, unroll
+from model.cell import EXACT, Activations, LayerWeights, State, linear, unroll
 from model.weights import WeightsError, check_finite, check_shapes, core_spec, normalize
 
 
@@ -115,7 +115,7 @@ class LSTM(nn.Module):
         """Each layer's weights, for the reference cell and for the exporter."""
         return [LayerWeights(*weights) for weights in self.lstm.all_weights]
 
-    def reference(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def reference(self, x: Tensor, state: State, activations: Activations = EXACT) -> tuple[Tensor, State]:
         """What `forward` gives, by the reference cell and in the dtype of the state: slow, and in float64 the truth."""
         dtype = state.h.dtype
 
@@ -133,7 +133,7 @@ class LSTM(nn.Module):
             LayerWeights(w_ih.to(dtype), w_hh.to(dtype), cast(b_ih), cast(b_hh))
             for w_ih, w_hh, b_ih, b_hh in self.layer_weights()
         ]
-        y, state = unroll(layers, encoded, state)
+        y, state = unroll(layers, encoded, state, activations)
         return (y, state) if self.head is None else (linear(y, weights["head.weight"], weights["head.bias"]), state)
 
 

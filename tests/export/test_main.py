@@ -1,0 +1,192 @@
+"""The command line: an export from a checkpoint to a proved artifact, and every way it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from export import __main__ as command
+from export import artifact, parity, pipeline, portable
+from export.resident import ResidentError
+from model import checkpoint
+from model.contract import certificate_to_plain
+from tests.export.conftest import TOKENS, VECTORS, seeded
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "STEPS", (1, 10))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A checkpoint of ours."""
+    path = tmp_path / "weights.safetensors"
+    checkpoint.save(seeded(TOKENS), path, notes={"tokens": "letters"})
+    return path
+
+
+def export(*arguments: object) -> int:
+    """Run the command with these arguments."""
+    return command.main([str(argument) for argument in arguments])
+
+
+def test_an_export_and_a_second_proof(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The artifact has its four files, its contract the notes, the digest and the certificate, and it proves again."""
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "letters", "--out", out) == 0
+    shown = capsys.readouterr().out
+    assert "bit for bit" in shown
+    assert "make serve" in shown
+    folder = out / "letters" / "1"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.onnx",
+        "model.onnx.data",
+        "parity.json",
+        "resident.onnx",
+    ]
+    for name in (artifact.MODEL, artifact.RESIDENT):
+        _, contract = artifact.read_graph(folder / name, weights=False)
+        assert contract.name == "letters"
+        assert contract.notes == {"tokens": "letters"}
+        assert contract.certificate is not None
+        assert contract.certificate.passed
+        assert any("CUDA" in text for text in contract.certificate.not_checked)
+        data = (folder / artifact.WEIGHTS).read_bytes()
+        assert contract.weights_digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+        assert json.loads((folder / artifact.PARITY).read_text()) == json.loads(
+            json.dumps(certificate_to_plain(contract.certificate))
+        )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert export("prove", out / "letters") == 0
+    assert "proved again" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_versions_count_up_and_never_change(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second export is version 2 with the same weights file; asking for version 1 again is refused in one line."""
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "a", "--out", out) == 0
+    assert export(weights, "--name", "a", "--out", out) == 0
+    assert artifact.versions(out / "a") == [1, 2]
+    first, second = ((out / "a" / version / artifact.WEIGHTS).read_bytes() for version in ("1", "2"))
+    assert first == second
+    capsys.readouterr()
+    assert export(weights, "--name", "a", "--out", out, "--version", 1) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert artifact.versions(out / "a") == [1, 2]
+
+
+def test_a_plain_torch_lstm_from_a_pt_file(tmp_path: Path) -> None:
+    """The state dict of any torch.nn.LSTM is exported without a word about its sizes."""
+    torch.manual_seed(0)
+    torch.save(torch.nn.LSTM(3, 5, 2, bias=False).state_dict(), tmp_path / "theirs.pt")
+    assert export(tmp_path / "theirs.pt", "--name", "theirs", "--out", tmp_path / "artifacts") == 0
+    _, contract = artifact.read_graph(tmp_path / "artifacts/theirs/1/resident.onnx", weights=False)
+    assert [state.shape for state in contract.states] == [(2, 5), (2, 5)]
+
+
+def test_a_failed_proof_leaves_nothing(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gates in the wrong order the table shows it, the message names the worst, and no file appears."""
+    monkeypatch.setattr(portable, "onnx_gates", lambda rows: rows)
+    assert export(weights, "--name", "a", "--out", tmp_path / "artifacts") == 1
+    shown = capsys.readouterr()
+    assert "FAILED" in shown.out
+    assert "comparisons failed; worst: " in shown.err
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_a_tampered_artifact_is_not_proved(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One changed byte of weights is found by the digest, a swapped graph by its contract."""
+    out = tmp_path / "artifacts"
+    for name in ("a", "b"):
+        assert export(weights, "--name", name, "--out", out) == 0
+    data = out / "a" / "1" / artifact.WEIGHTS
+    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
+    (out / "b" / "1" / artifact.RESIDENT).write_bytes((out / "a" / "1" / artifact.RESIDENT).read_bytes())
+    capsys.readouterr()
+    assert export("prove", out / "a") == 1
+    assert "was changed: its digest" in capsys.readouterr().err
+    assert export("prove", out / "b" / "1") == 1
+    assert "different contracts" in capsys.readouterr().err
+
+
+def test_a_graph_that_computes_something_else_is_not_proved(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its digest and structure intact, a graph that pairs its states wrongly is found by parity."""
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "a", "--out", out) == 0
+    for name in (artifact.MODEL, artifact.RESIDENT):
+        model, contract = artifact.read_graph(out / "a" / "1" / name, weights=False)
+        for node in model.graph.node:
+            if node.op_type == "LSTM":
+                node.input[5], node.input[6] = node.input[6], node.input[5]
+        artifact.write_graph(model, out / "a" / "1" / name, contract)
+    assert export("prove", out / "a") == 1
+    assert "comparisons failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.pt", "--name", "a"], "none.pt doesn't exist"),
+        (["none.pt", "--name", "a/b"], "letters, digits"),
+        (["none.pt", "--name", "a", "--version", "0"], "versions count from 1"),
+        (["prove", "nowhere"], "no artifact at nowhere"),
+    ],
+)
+def test_faults_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's mistake is one line on stderr and exit code 1, never a traceback."""
+    assert export(*arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """--help has examples and says what is written; a missing name is wrong usage, code 2."""
+    for arguments, words in ((["--help"], "model.onnx.data"), (["prove", "--help"], "artifacts/bytelm")):
+        with pytest.raises(SystemExit) as stop:
+            export(*arguments)
+        assert stop.value.code == 0
+        shown = capsys.readouterr().out
+        assert "examples:" in shown
+        assert words in shown
+    with pytest.raises(SystemExit) as stop:
+        export("weights.pt")
+    assert stop.value.code == 2
+
+
+def test_every_step_can_stop_an_export(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in any step, down to the last one, leaves the repository as it was."""
+    found = checkpoint.load(weights)
+    for step in ("_write_portable", "_write_resident", "_prove", "_certificate", "_read_back"):
+
+        def fail(*_: object) -> None:
+            raise ResidentError("planted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, step, fail)
+            with pytest.raises(ResidentError, match="planted"):
+                pipeline.export(found, tmp_path / "artifacts" / "a" / "1", name="a")
+        assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_two_exports_differ_in_nothing_but_the_certificate(tmp_path: Path) -> None:
+    """Graphs and weights of one checkpoint are the same bytes each time, certificates (ratios, dates) aside."""
+    found = checkpoint.Checkpoint(seeded(VECTORS), {})
+    folders = [pipeline.export(found, tmp_path / "a" / version, name="a").folder for version in ("1", "2")]
+    for name in (artifact.MODEL, artifact.RESIDENT):
+        graphs = [artifact.read_graph(folder / name, weights=False)[0] for folder in folders]
+        for graph in graphs:
+            del graph.metadata_props[:]
+        assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
+    data = [(folder / artifact.WEIGHTS).read_bytes() for folder in folders]
+    assert data[0] == data[1]
