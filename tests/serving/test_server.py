@@ -303,6 +303,7 @@ def test_chaos_around_good_streams(server: Server) -> None:
             case 2:
                 for message in BAD[names[int(dice.integers(len(names)))]][0]:
                     stream.send(message)
+                stream.half_close()
                 stream.end()
             case 3:
                 stream.receive()
