@@ -40,7 +40,7 @@ class Settings:
     for each other where the second core is busy; also, one gives the same weights whatever the number of cores.
     """
 
-    steps: int = 1600
+    steps: int = 1400
     windows: int = 16
     window_steps: int = 32
     peak_rate: float = 8e-3

@@ -22,7 +22,8 @@ def test_one_unit_by_hand() -> None:
     w_ih, w_hh = torch.tensor([[0.1], [0.2], [0.3], [0.4]]), torch.tensor([[0.5], [0.6], [0.7], [0.8]])
     b_ih, b_hh = torch.tensor([0.01, 0.02, 0.03, 0.04]), torch.tensor([0.05, 0.06, 0.07, 0.08])
     weights = LayerWeights(*(tensor.double() for tensor in (w_ih, w_hh, b_ih, b_hh)))
-    h, c = cell(weights, *(torch.tensor([[value]], dtype=torch.float64) for value in (2.0, -0.5, 0.25)))
+    x, h, c = (torch.tensor([[value]], dtype=torch.float64) for value in (2.0, -0.5, 0.25))
+    h, c = cell(weights, x, h, c)
 
     def gate(row: int) -> float:
         return float(w_ih[row] * 2.0 + b_ih[row] + w_hh[row] * -0.5 + b_hh[row])
