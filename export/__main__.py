@@ -28,6 +28,7 @@ FAULTS = (
     artifact.ArtifactError,
 )
 PROVE = "prove"
+INTERRUPTED = 130  # 128 and the signal, as shells have it
 
 
 def _export_parser() -> argparse.ArgumentParser:
@@ -116,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(parity_table(error.records))
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

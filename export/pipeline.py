@@ -104,11 +104,11 @@ def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -
         progress("parity", done, levels.batches)
     failed = [record for record in records if not record.passed]
     if failed:
-        worst = max(failed, key=lambda record: record.rms_ratio)
+        worst = max(failed, key=lambda record: max(record.rms_ratio, record.max_ratio))
         raise ParityError(
             f"{len(failed)} of {len(records)} comparisons failed; worst: {worst.subject}, {worst.tensor} after"
-            f" {worst.steps} steps from a {worst.initial} state, rms error {worst.rms_ratio:.3g} times the yardstick"
-            f" (bar {worst.rms_bar:g})",
+            f" {worst.steps} steps from a {worst.initial} state, error {worst.rms_ratio:.3g} (rms) and"
+            f" {worst.max_ratio:.3g} (max) times the yardstick, bars {worst.rms_bar:g} and {worst.max_bar:g}",
             tuple(records),
         )
     return tuple(records)

@@ -8,12 +8,14 @@ from rich.table import Table
 
 from model.contract import ParityRecord
 
+CAPTION = "as a multiple of PyTorch's own error in float32, or of what roundings alone make, where that is more"
+
 
 def parity_table(records: Iterable[ParityRecord]) -> Table:
     """One line for each level and tensor: its worst ratios over both initial states, for each number of steps."""
     records = list(records)
     steps = sorted({record.steps for record in records if record.rms_bar > 0})
-    view = Table(title="parity: error as a multiple of PyTorch's own in float32, rms / max", title_justify="left")
+    view = Table(title="parity: error against float64, rms / max", caption=CAPTION, title_justify="left")
     view.add_column("level")
     view.add_column("tensor")
     for count in steps:

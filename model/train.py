@@ -28,6 +28,7 @@ BYTE_LM = Spec(vocabulary=corpus.SYMBOLS, encoder_size=64, hidden_size=256, laye
 NOTES = {"tokens": "bytes", "training data": "source text of Python's standard library"}
 TARGET_BITS = 3.0  # above this on held-out files, something went wrong
 EVALUATION_STEPS = 2048
+INTERRUPTED = 130  # 128 and the signal, as shells have it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (corpus.CorpusError, OSError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         return 1
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing was written")
+        return INTERRUPTED
     console.print(table(outcome))
     console.print(
         f"wrote {options.out}; next: python -m export {options.out} --name {options.out.stem}", highlight=False

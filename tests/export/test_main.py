@@ -133,6 +133,20 @@ def test_a_graph_that_computes_something_else_is_not_proved(
     assert "comparisons failed" in capsys.readouterr().err
 
 
+def test_ctrl_c_leaves_nothing(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted export says so in one line, exits as shells expect, and leaves the repository empty."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "_prove", interrupt)
+    assert export(weights, "--name", "a", "--out", tmp_path / "artifacts") == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
