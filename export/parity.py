@@ -1,16 +1,14 @@
-"""Parity: what every form of the model answers, compared with the float64 truth and with each other, as records.
+"""Parity: what every form of the model answers to the same questions, compared level by level, as records.
 
 The levels: reference cell in float64 (the truth) <-> nn.LSTM in float64 and float32 <-> model.onnx <-> resident.onnx.
-Owns the comparisons and their bars. Prints nothing and writes nothing.
+Owns the levels and how each is run. Prints nothing and writes nothing.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,156 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from export.runtime import Arrays, Portable, Resident
-from model.cell import Activations, State
-from model.contract import Contract, ParityRecord, TensorSpec
+from export.runtime import Portable, Resident
+from export.samples import NON_ZERO, ZERO, Arrays, Sample, draw, lanes
+from export.yardstick import Yardstick, compare, compare_bits, off_by
+from model.cell import State
+from model.contract import Contract, ParityRecord
 from model.lstm import LSTM
 
 STEPS = (1, 10, 100, 1000)
-ZERO, NON_ZERO = "zero", "non-zero"
-TRUTH = "reference cell float64"
-RMS_BAR, MAX_BAR = 2.0, 4.0  # times PyTorch's own float32 error
-FLOAT64_BAR = 1e-4  # nn.LSTM in float64 must be closer to the truth than float32 by at least this
-USABLE = 1e-2  # a net whose float32 error in PyTorch is above this share of its output proves nothing
-GROUPS = 5  # independent draws: the median of their ratios counts
-POOLED = 256  # elements that a ratio should rest on: fewer are noise
-FEWEST = 2  # streams in a group
-GROSS = 25.0  # times the bar: what no single group may reach
-EPSILON = float(np.finfo(np.float32).eps)
-SLACK = 1.5  # epsilons: between the worst of PyTorch's activations and of ONNX Runtime's
-RIPPLE = 20.0  # how fast the slack of an activation changes with its argument
-NOT_A_NUMBER = 1e30  # the error of an answer that isn't finite
-
 RAGGED_STREAMS = 7
 RAGGED_STEPS = 40
 RAGGED_CHUNK = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What all levels are given: inputs [B, T, *shape] and states [B, *shape], by input name."""
-
-    steps: int
-    initial: str
-    inputs: Arrays
-    states: Arrays
-
-
-def lanes(contract: Contract, steps: int) -> int:
-    """B: how many streams to draw, so that in each group every tensor has about POOLED elements."""
-    sizes = [tensor.elements * steps for tensor in contract.outputs] + [state.elements for state in contract.states]
-    return GROUPS * max(FEWEST, math.ceil(POOLED / min(sizes)))
-
-
-def draw(contract: Contract, steps: int, initial: str, batch: int, seed: int) -> Sample:
-    """A random sample: normal vectors, tokens from the whole vocabulary, states as an LSTM's (h within ±1)."""
-    random = np.random.default_rng([seed, steps, initial == ZERO])
-    inputs = {tensor.name: _input(tensor, (batch, steps), random) for tensor in contract.inputs}
-    states: Arrays = {}
-    for state in contract.states:
-        shape = (batch, *state.shape)
-        value = np.broadcast_to(state.initial_value().reshape(state.shape), shape)
-        if initial == NON_ZERO:
-            value = random.standard_normal(shape)
-            value = np.tanh(value) if state.input == "h" else value
-        states[state.input] = value.astype(state.dtype)
-    return Sample(steps, initial, inputs, states)
-
-
-def _input(tensor: TensorSpec, front: tuple[int, int], random: np.random.Generator) -> npt.NDArray[Any]:
-    shape = (*front, *tensor.shape)
-    if np.issubdtype(np.dtype(tensor.dtype), np.integer):
-        low, high = tensor.minimum or 0, tensor.maximum if tensor.maximum is not None else 1
-        return random.integers(low, high, shape, dtype=tensor.dtype, endpoint=True)
-    return random.standard_normal(shape).astype(tensor.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Yardstick:
-    """What an answer's error is measured by: PyTorch's own in float32, and what counts as nothing.
-
-    `slack` is what the truth becomes when every activation is off by up to SLACK epsilons. `terms` are those of
-    the last sum that makes each tensor.
-    """
-
-    own: Arrays
-    slack: Arrays
-    terms: Mapping[str, int]
-
-    def of(self, tensor: str, exact: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-        """The rms and the maximum, for each group of streams, that ratios are taken to.
-
-        The larger of three. PyTorch's own error. The slack: sigmoid and tanh are approximations in every library
-        (worst measured: PyTorch 0.8 and 0.3 eps, ONNX Runtime 1.4 and 2.8), the same at each step, and a net with a
-        long memory adds them up, which nobody can blame on the export. And the rounding of a sum, relatively about
-        eps·√terms/7 where it is made in order (measured: 2.4 eps for 256 terms; PyTorch's blocks do better).
-        """
-        rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * _rms(exact)
-        least = max(rounding, float(np.finfo(np.float32).tiny))
-        errors = [np.array_split(_difference(answer[tensor], exact), GROUPS) for answer in (self.own, self.slack)]
-        return [
-            (max(_rms(own), _rms(slack), least), max(float(np.max(own)), float(np.max(slack)), least))
-            for own, slack in zip(*errors, strict=True)
-        ]
-
-
-def off_by(shares: torch.Tensor) -> Activations:
-    """Activations off by up to `shares` [B, 1] of the SLACK: by how much is up to the argument and the lane."""
-    slack = shares * (SLACK * EPSILON)
-    phase = torch.arange(len(shares), dtype=shares.dtype)[:, None]
-
-    def ripple(value: torch.Tensor) -> torch.Tensor:
-        return slack * torch.cos(RIPPLE * value + phase)
-
-    return Activations(
-        sigmoid=lambda value: torch.sigmoid(value) + ripple(value),
-        tanh=lambda value: torch.tanh(value) * (1 + ripple(value)),
-    )
-
-
-def compare(*, subject: str, sample: Sample, answer: Arrays, truth: Arrays, yardstick: Yardstick) -> list[ParityRecord]:
-    """Records of `answer` against `truth`, tensor by tensor, as ratios to the yardstick.
-
-    Ratios are taken in each of GROUPS groups of streams and their median counts, because a single stream near a
-    tipping point can own all error of its group, on either side, by chance; a fault is in every group, or is GROSS.
-    """
-    double = all(value.dtype == np.float64 for value in answer.values())
-    rms_bar, max_bar = (FLOAT64_BAR, FLOAT64_BAR) if double else (RMS_BAR, MAX_BAR)
-    records = []
-    for tensor, exact in truth.items():
-        error = _difference(answer[tensor], exact)
-        groups = [(_rms(group), float(np.max(group))) for group in np.array_split(error, GROUPS)]
-        found = np.array(groups) / np.array(yardstick.of(tensor, exact))
-        rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
-        gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
-        useless = answer is yardstick.own and _rms(error) > USABLE * _rms(exact) and rms_ratio >= 1
-        records.append(
-            ParityRecord(
-                subject=subject,
-                truth=TRUTH,
-                tensor=tensor,
-                steps=sample.steps,
-                initial=sample.initial,
-                rms_error=_rms(error),
-                max_error=float(np.max(error)),
-                rms_ratio=rms_ratio,
-                max_ratio=max_ratio,
-                rms_bar=rms_bar,
-                max_bar=max_bar,
-                passed=rms_ratio <= rms_bar and max_ratio <= max_bar and not gross and not useless,
-            )
-        )
-    return records
-
-
-def _difference(answer: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    assert answer.shape == exact.shape, f"{answer.shape} against {exact.shape}"
-    difference = np.abs(answer.astype(np.float64) - exact)
-    return np.asarray(np.nan_to_num(difference, nan=NOT_A_NUMBER, posinf=NOT_A_NUMBER))
-
-
-def _rms(values: npt.NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 @contextmanager
@@ -259,28 +118,8 @@ class Levels:
         kind = "step by step" if most_steps == 1 else f"ragged chunks of 1 to {most_steps}"
         sample = draw(self.contract, RAGGED_STEPS, NON_ZERO, RAGGED_STREAMS, seed)
         alone, together = self._alone(sample), self._ragged(sample, most_steps, seed)
-        records = []
-        for tensor, exact in alone.items():
-            difference = _difference(together[tensor], exact)
-            equal = together[tensor].tobytes() == exact.tobytes()
-            scale = max(EPSILON * _rms(exact), float(np.finfo(np.float32).tiny))
-            records.append(
-                ParityRecord(
-                    subject=f"{self._names[1]}, {kind}",
-                    truth=f"{self._names[0]}, each stream alone, bit for bit",
-                    tensor=tensor,
-                    steps=RAGGED_STEPS,
-                    initial=NON_ZERO,
-                    rms_error=_rms(difference),
-                    max_error=float(np.max(difference)),
-                    rms_ratio=_rms(difference) / scale,
-                    max_ratio=float(np.max(difference)) / scale,
-                    rms_bar=0.0,
-                    max_bar=0.0,
-                    passed=equal,
-                )
-            )
-        return records
+        subject, truth = f"{self._names[1]}, {kind}", f"{self._names[0]}, each stream alone, bit for bit"
+        return compare_bits(subject=subject, sample=sample, answer=together, truth_name=truth, truth=alone)
 
     def _alone(self, sample: Sample) -> Arrays:
         """Each stream by itself, one step per run, its state carried by hand."""

@@ -136,7 +136,7 @@ class ParityRecord:
     """One comparison: `subject` against `truth`, on one tensor, as a ratio to PyTorch's own float32 error.
 
     `rms_ratio` = rms(subject - truth) / rms(pytorch32 - truth); `max_ratio` likewise with the maximum.
-    `passed` needs rms_ratio <= rms_bar and max_ratio <= max_bar; export.parity says what else, and how PyTorch's
+    `passed` needs rms_ratio <= rms_bar and max_ratio <= max_bar; export.yardstick says what else, and how PyTorch's
     error is taken where it is nearly zero. Bars of 0 ask for the same bytes.
     """
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 
-from export import artifact, parity, portable, resident
-from export.parity import NON_ZERO, ZERO, Levels, Yardstick, compare, draw, lanes
+from export import artifact, portable, resident
+from export.parity import Levels
+from export.samples import NON_ZERO, ZERO, draw, lanes
 from model.contract import ParityRecord
 from model.lstm import LSTM, Spec
 from tests.export.conftest import ENCODED, SINGLE, TOKENS, VECTORS, Written, seeded
@@ -158,70 +157,6 @@ def test_a_fault_of_the_resident_graph_alone_is_seen(write: Callable[[LSTM], Wri
     assert failed == {"resident.onnx", "resident.onnx, ragged chunks of 1 to 3"}
 
 
-TRUTH = np.random.default_rng(0).standard_normal((50, 20))
-OWN = (TRUTH + 1e-4 * np.random.default_rng(1).standard_normal(TRUTH.shape)).astype(np.float32)
-
-
-def judge(answer: np.ndarray, truth: np.ndarray = TRUTH, own: np.ndarray = OWN) -> ParityRecord:
-    """One record of `answer` against a made-up truth, PyTorch's own answer being off by 1e-4."""
-    yardstick = Yardstick({"y": own}, {"y": truth}, {"y": 1})
-    given = own if answer is own else answer
-    answers = yardstick.own if answer is own else {"y": given}
-    sample = parity.Sample(1, ZERO, {}, {})
-    (record,) = compare(subject="it", sample=sample, answer=answers, truth={"y": truth}, yardstick=yardstick)
-    return record
-
-
-def test_ratios_are_multiples_of_pytorchs_error() -> None:
-    """Three times PyTorch's error is a ratio of about three, and fails; one and a half times passes."""
-    noise = np.random.default_rng(2).standard_normal(TRUTH.shape)
-    threefold = judge((TRUTH + 3e-4 * noise).astype(np.float32))
-    assert threefold.rms_ratio == pytest.approx(3, rel=0.15)
-    assert not threefold.passed
-    assert judge((TRUTH + 1.5e-4 * noise).astype(np.float32)).passed
-
-
-def test_one_unlucky_stream_fails_nothing_and_one_broken_stream_does() -> None:
-    """A stream with ten times the error is chance; one with a thousand times, or with NaN, is a fault."""
-    for factor, passed in ((10.0, True), (1000.0, False), (np.nan, False)):
-        answer = OWN.copy()
-        answer[7] = TRUTH[7] + factor * (OWN[7] - TRUTH[7])
-        record = judge(answer)
-        assert record.passed is passed
-        assert np.isfinite([record.rms_error, record.max_error, record.rms_ratio, record.max_ratio]).all()
-
-
-def test_an_exact_answer_passes_where_pytorch_is_exact_too() -> None:
-    """No error over no error is no failure, and neither is a rounding, even where everything is zero."""
-    exact = TRUTH.astype(np.float32)
-    assert judge(np.nextafter(exact, np.float32(9)), truth=exact.astype(np.float64), own=exact).passed
-    zero = np.zeros((10, 3), np.float32)
-    record = judge(zero.copy(), truth=zero.astype(np.float64), own=zero)
-    assert record.passed
-    assert record.rms_ratio == 0
-
-
-def test_a_net_that_float32_cannot_hold_is_no_proof() -> None:
-    """Where PyTorch's own float32 answer is a percent off, agreeing with it means nothing, and fails."""
-    wild = (TRUTH * 1.05).astype(np.float32)
-    assert not judge(wild, own=wild).passed
-    assert judge(OWN).passed
-
-
-def test_slack_is_a_rounding_of_each_activation() -> None:
-    """The less exact activations are off by at most 1.5 epsilons, in the lanes asked for, the same each time."""
-    value = torch.linspace(-8, 8, 1001, dtype=torch.float64).repeat(2, 1)
-    activations = parity.off_by(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
-    for found, exact in (
-        (activations.sigmoid(value), torch.sigmoid(value)),
-        (activations.tanh(value), torch.tanh(value)),
-    ):
-        error = (found - exact).abs()
-        assert not error[0].any()
-        assert 1.4 < error[1].max() / parity.EPSILON <= 1.5
-    assert torch.equal(activations.tanh(value), activations.tanh(value))
-
-
 def test_a_long_memory_is_no_fault(write: Callable[[LSTM], Written]) -> None:
     """A net that adds up every step's rounding passes: its activations' errors are the library's, not the export's."""
     module = seeded(Spec(vocabulary=50, encoder_size=16, hidden_size=64, layers=2, output_size=50))
@@ -229,17 +164,3 @@ def test_a_long_memory_is_no_fault(write: Callable[[LSTM], Written]) -> None:
         if name.startswith("bias_ih"):
             bias[64:128] = 8.0  # forget gates open to a thousandth
     assert all(record.passed for record in records_at(levels_of(write(module)), 300))
-
-
-def test_samples_cover_the_vocabulary_and_are_the_same_each_time(tmp_path: Path) -> None:
-    """Every token is drawn, states start where they are said to, and the same seed draws the same."""
-    contract = portable.contract_of(TOKENS, name="a", weights_digest="sha256:0", notes={})
-    sample = draw(contract, 100, NON_ZERO, 20, 0)
-    assert set(np.unique(sample.inputs["x"])) == set(range(11))
-    assert np.abs(sample.states["h"]).max() < 1
-    assert not np.array_equal(sample.states["h"], sample.states["c"])
-    assert np.array_equal(draw(contract, 100, NON_ZERO, 20, 0).inputs["x"], sample.inputs["x"])
-    assert not draw(contract, 100, ZERO, 20, 0).states["c"].any()
-    first = replace(contract.states[0], initial=np.ones(6, "<f4").tobytes())
-    begun = draw(replace(contract, states=(first, contract.states[1])), 1, ZERO, 2, 0)
-    assert begun.states["h"].tolist() == np.ones((2, 1, 6)).tolist()

@@ -1,0 +1,143 @@
+"""The yardstick of parity: which error is PyTorch's own, which is nothing, and which is a fault.
+
+Owns the bars and the judgement. Knows no runtime and no files; docs/design.md has the measurements behind it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from export.samples import GROUPS, Arrays, Sample
+from model.cell import Activations
+from model.contract import ParityRecord
+
+TRUTH = "reference cell float64"
+RMS_BAR, MAX_BAR = 2.0, 4.0  # times PyTorch's own float32 error
+FLOAT64_BAR = 1e-4  # nn.LSTM in float64 must be closer to the truth than float32 by at least this
+GROSS = 25.0  # times the bar: what no single group may reach
+USABLE = 1e-2  # a net whose float32 error in PyTorch is above this share of its output proves nothing
+EPSILON = float(np.finfo(np.float32).eps)
+TINY = float(np.finfo(np.float32).tiny)
+SLACK = 1.5  # epsilons: between the worst of PyTorch's activations and of ONNX Runtime's
+RIPPLE = 20.0  # how fast the slack of an activation changes with its argument
+NOT_A_NUMBER = 1e30  # the error of an answer that isn't finite
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What an answer's error is measured by: PyTorch's own in float32, and what counts as nothing.
+
+    `slack` is what the truth becomes when every activation is off by up to SLACK epsilons. `terms` are those of
+    the last sum that makes each tensor.
+    """
+
+    own: Arrays
+    slack: Arrays
+    terms: Mapping[str, int]
+
+    def of(self, tensor: str, exact: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+        """The rms and the maximum, for each group of streams, that ratios are taken to.
+
+        The larger of three. PyTorch's own error. The slack: sigmoid and tanh are approximations in every library
+        (worst measured: PyTorch 0.8 and 0.3 eps, ONNX Runtime 1.4 and 2.8), the same at each step, and a net with a
+        long memory adds them up, which nobody can blame on the export. And the rounding of a sum, relatively about
+        eps·√terms/7 where it is made in order (measured: 2.4 eps for 256 terms; PyTorch's blocks do better).
+        """
+        rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * _rms(exact)
+        least = max(rounding, TINY)
+        errors = [np.array_split(_difference(answer[tensor], exact), GROUPS) for answer in (self.own, self.slack)]
+        return [
+            (max(_rms(own), _rms(slack), least), max(float(np.max(own)), float(np.max(slack)), least))
+            for own, slack in zip(*errors, strict=True)
+        ]
+
+
+def off_by(shares: torch.Tensor) -> Activations:
+    """Activations off by up to `shares` [B, 1] of the SLACK: by how much is up to the argument and the lane."""
+    slack = shares * (SLACK * EPSILON)
+    phase = torch.arange(len(shares), dtype=shares.dtype)[:, None]
+
+    def ripple(value: torch.Tensor) -> torch.Tensor:
+        return slack * torch.cos(RIPPLE * value + phase)
+
+    return Activations(
+        sigmoid=lambda value: torch.sigmoid(value) + ripple(value),
+        tanh=lambda value: torch.tanh(value) * (1 + ripple(value)),
+    )
+
+
+def compare(*, subject: str, sample: Sample, answer: Arrays, truth: Arrays, yardstick: Yardstick) -> list[ParityRecord]:
+    """Records of `answer` against `truth`, tensor by tensor, as ratios to the yardstick.
+
+    Ratios are taken in each of GROUPS groups of streams and their median counts, because a single stream near a
+    tipping point can own all error of its group, on either side, by chance; a fault is in every group, or is GROSS.
+    """
+    double = all(value.dtype == np.float64 for value in answer.values())
+    rms_bar, max_bar = (FLOAT64_BAR, FLOAT64_BAR) if double else (RMS_BAR, MAX_BAR)
+    records = []
+    for tensor, exact in truth.items():
+        error = _difference(answer[tensor], exact)
+        groups = [(_rms(group), float(np.max(group))) for group in np.array_split(error, GROUPS)]
+        found = np.array(groups) / np.array(yardstick.of(tensor, exact))
+        rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
+        gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
+        useless = answer is yardstick.own and _rms(error) > USABLE * _rms(exact) and rms_ratio >= 1
+        records.append(
+            ParityRecord(
+                subject=subject,
+                truth=TRUTH,
+                tensor=tensor,
+                steps=sample.steps,
+                initial=sample.initial,
+                rms_error=_rms(error),
+                max_error=float(np.max(error)),
+                rms_ratio=rms_ratio,
+                max_ratio=max_ratio,
+                rms_bar=rms_bar,
+                max_bar=max_bar,
+                passed=rms_ratio <= rms_bar and max_ratio <= max_bar and not gross and not useless,
+            )
+        )
+    return records
+
+
+def compare_bits(*, subject: str, sample: Sample, answer: Arrays, truth_name: str, truth: Arrays) -> list[ParityRecord]:
+    """Records that pass where `answer` has the very bytes of `truth`; ratios are to an epsilon of its size."""
+    records = []
+    for tensor, exact in truth.items():
+        error, least = _difference(answer[tensor], exact), max(EPSILON * _rms(exact), TINY)
+        rms_error, max_error = _rms(error), float(np.max(error))
+        records.append(
+            ParityRecord(
+                subject=subject,
+                truth=truth_name,
+                tensor=tensor,
+                steps=sample.steps,
+                initial=sample.initial,
+                rms_error=rms_error,
+                max_error=max_error,
+                rms_ratio=rms_error / least,
+                max_ratio=max_error / least,
+                rms_bar=0.0,
+                max_bar=0.0,
+                passed=answer[tensor].tobytes() == exact.tobytes(),
+            )
+        )
+    return records
+
+
+def _difference(answer: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    assert answer.shape == exact.shape, f"{answer.shape} against {exact.shape}"
+    difference = np.abs(answer.astype(np.float64) - exact)
+    return np.asarray(np.nan_to_num(difference, nan=NOT_A_NUMBER, posinf=NOT_A_NUMBER))
+
+
+def _rms(values: npt.NDArray[Any]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -1,0 +1,88 @@
+"""The yardstick: what counts as PyTorch's error, as a rounding, as chance and as a fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from export import yardstick as measure
+from export.samples import ZERO, Sample
+from export.yardstick import Yardstick, compare, compare_bits
+from model.contract import ParityRecord
+
+TRUTH = np.random.default_rng(0).standard_normal((50, 20))
+OWN = (TRUTH + 1e-4 * np.random.default_rng(1).standard_normal(TRUTH.shape)).astype(np.float32)
+
+
+def judge(answer: np.ndarray, truth: np.ndarray = TRUTH, own: np.ndarray = OWN) -> ParityRecord:
+    """One record of `answer` against a made-up truth, PyTorch's own answer being off by 1e-4."""
+    yardstick = Yardstick({"y": own}, {"y": truth}, {"y": 1})
+    given = own if answer is own else answer
+    answers = yardstick.own if answer is own else {"y": given}
+    sample = Sample(1, ZERO, {}, {})
+    (record,) = compare(subject="it", sample=sample, answer=answers, truth={"y": truth}, yardstick=yardstick)
+    return record
+
+
+def test_ratios_are_multiples_of_pytorchs_error() -> None:
+    """Three times PyTorch's error is a ratio of about three, and fails; one and a half times passes."""
+    noise = np.random.default_rng(2).standard_normal(TRUTH.shape)
+    threefold = judge((TRUTH + 3e-4 * noise).astype(np.float32))
+    assert threefold.rms_ratio == pytest.approx(3, rel=0.15)
+    assert not threefold.passed
+    assert judge((TRUTH + 1.5e-4 * noise).astype(np.float32)).passed
+
+
+def test_one_unlucky_stream_fails_nothing_and_one_broken_stream_does() -> None:
+    """A stream with ten times the error is chance; one with a thousand times, or with NaN, is a fault."""
+    for factor, passed in ((10.0, True), (1000.0, False), (np.nan, False)):
+        answer = OWN.copy()
+        answer[7] = TRUTH[7] + factor * (OWN[7] - TRUTH[7])
+        record = judge(answer)
+        assert record.passed is passed
+        assert np.isfinite([record.rms_error, record.max_error, record.rms_ratio, record.max_ratio]).all()
+
+
+def test_an_exact_answer_passes_where_pytorch_is_exact_too() -> None:
+    """No error over no error is no failure, and neither is a rounding, even where everything is zero."""
+    exact = TRUTH.astype(np.float32)
+    assert judge(np.nextafter(exact, np.float32(9)), truth=exact.astype(np.float64), own=exact).passed
+    zero = np.zeros((10, 3), np.float32)
+    record = judge(zero.copy(), truth=zero.astype(np.float64), own=zero)
+    assert record.passed
+    assert record.rms_ratio == 0
+
+
+def test_a_net_that_float32_cannot_hold_is_no_proof() -> None:
+    """Where PyTorch's own float32 answer is a percent off, agreeing with it means nothing, and fails."""
+    wild = (TRUTH * 1.05).astype(np.float32)
+    assert not judge(wild, own=wild).passed
+    assert judge(OWN).passed
+
+
+def test_slack_is_a_rounding_of_each_activation() -> None:
+    """The less exact activations are off by at most 1.5 epsilons, in the lanes asked for, the same each time."""
+    value = torch.linspace(-8, 8, 1001, dtype=torch.float64).repeat(2, 1)
+    activations = measure.off_by(torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    for found, exact in (
+        (activations.sigmoid(value), torch.sigmoid(value)),
+        (activations.tanh(value), torch.tanh(value)),
+    ):
+        error = (found - exact).abs()
+        assert not error[0].any()
+        assert 1.4 < error[1].max() / measure.EPSILON <= 1.5
+    assert torch.equal(activations.tanh(value), activations.tanh(value))
+
+
+def test_bits_are_bits() -> None:
+    """The last bit of one element, and the sign of a zero, make a record fail; the same bytes pass with no error."""
+    sample, exact = Sample(1, ZERO, {}, {}), np.array([1.0, 0.0], np.float32)
+    for answer, passed in (
+        (exact.copy(), True),
+        (np.array([np.nextafter(np.float32(1), np.float32(2)), 0], np.float32), False),
+        (np.array([1.0, -0.0], np.float32), False),
+    ):
+        given = {"answer": {"y": answer}, "truth": {"y": exact}}
+        (record,) = compare_bits(subject="it", sample=sample, truth_name="itself", **given)
+        assert record.passed is passed
