@@ -97,4 +97,7 @@ class Loop:
         self._wire.refuse_all(grpc.StatusCode.UNAVAILABLE, "the server has an internal fault; use another one")
         while not self._stopping:
             self.beat = self._clock()
-            self._wire.poll(IDLE_SECONDS)
+            try:
+                self._wire.poll(IDLE_SECONDS)
+            except Exception:  # what a handler raises as its call ends: the wire's own books are right
+                log.exception("a call ended badly")

@@ -29,7 +29,7 @@ from serving.metrics import serve_metrics
 from serving.repository import Artifact, check_proof, find_artifacts
 from serving.stats import ServerStats
 from serving.streams import slab_rows
-from serving.wire import Wire
+from serving.wire import SERVER_OPTIONS, Wire
 
 STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
 _ADMIN_THREADS = 4
@@ -144,6 +144,7 @@ class Server:
 
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:
     return [
+        *SERVER_OPTIONS,
         ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a way to share it
         ("grpc.max_receive_message_length", 2 * config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,18 @@ def test_a_lane_is_the_same_bytes_in_any_company(
     other = make_engine()
     for lane in range(lanes):
         assert (outputs[lane][0], states[lane]) == steps_alone(other, x[lane]), f"lane {lane}"
+
+
+def test_a_new_stream_computes_what_the_portable_model_does_from_the_initial_state(
+    make_engine: MakeEngine, artifacts: Path
+) -> None:
+    """Row 0 is the contract's initial state: the first steps are those of model.onnx from zeros, bit for bit."""
+    x = vectors(9, 5)
+    portable = onnxruntime.InferenceSession(artifacts / "vectors/1/model.onnx", providers=["CPUExecutionProvider"])
+    state = np.zeros((1, 2, 7), np.float32)
+    (y,) = portable.run(["y"], {"x": x[None], "h": state, "c": state})
+    (outputs,) = make_engine().run([(x.tobytes(),)], [9], [0], [1])
+    assert outputs[0] == np.asarray(y).tobytes()
 
 
 def test_only_the_rows_to_write_are_written(make_engine: MakeEngine) -> None:

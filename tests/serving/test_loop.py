@@ -27,7 +27,7 @@ class FakeWire:
 
     def poll(self, timeout: float) -> int:
         self.timeouts.append(timeout)
-        self.may_poll.acquire(timeout=timeout)
+        self.may_poll.acquire(timeout=min(timeout, 0.01))
         self.on_poll()
         return 0
 
@@ -96,8 +96,12 @@ def test_when_it_dies_everybody_is_refused_and_it_goes_on_polling() -> None:
     def bug() -> None:
         raise ZeroDivisionError
 
+    def another_bug() -> None:
+        raise KeyError
+
     with running(loop):
         loop.post(bug)
+        wire.on_poll = another_bug  # as a surviving handler may raise while its call ends
         wait_until(lambda: bool(wire.refusals))
         polled = len(wire.timeouts)
         wait_until(lambda: len(wire.timeouts) > polled + 2)

@@ -26,7 +26,7 @@ F = 5
 @pytest.fixture(scope="module")
 def server(artifacts: Path) -> Iterator[Server]:
     """One server for all tests here."""
-    limits = Limits(max_streams=20, max_message_bytes=100_000)
+    limits = Limits(max_streams=20, window_steps=40, max_message_bytes=100_000)
     running = Server(ServerConfig(artifacts, "127.0.0.1:0", grace=0.5, limits=limits, batching=Batching(8, 4)))
     running.start()
     yield running
@@ -208,6 +208,18 @@ def test_a_message_that_makes_no_sense_ends_the_call(
         assert text in details
         assert len(neighbour.run(vectors(2, 0))) == 2
     wait_until(lambda: sum(lane.streams.live for lane in server.lanes) == 0)
+
+
+def test_a_call_may_send_far_more_than_its_window(channel: grpc.Channel) -> None:
+    """What is answered makes room again: a thousand steps pass through a window of forty."""
+    x = {key: vectors(500, key) for key in (1, 2)}
+    with MultiplexCall(channel) as call:
+        call.open(1, 2)
+        for start in range(0, 500, 10):
+            call.push({key: values[start : start + 10] for key, values in x.items()})
+        call.take_until({1: 500, 2: 500})
+        for key, values in x.items():
+            assert call.answers[key] == alone(channel, values)
 
 
 def test_half_close_finishes_every_stream_first(channel: grpc.Channel) -> None:

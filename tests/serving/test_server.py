@@ -520,7 +520,9 @@ def test_a_broken_engine_turns_health_and_tells_everybody(fragile: Server) -> No
             code, details, reason = stream.end()
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
             assert "'vectors' version 2" in details
-        assert health_of(connection, "vectors") == health_of(connection, "") == not_serving
+        for name in ("vectors", "vectors/2", "", "cellstream.v1.StreamInference"):
+            assert health_of(connection, name) == not_serving
+        assert health_of(connection, "vectors/1") == serving
         assert health_of(connection, "tokens") == serving
         assert len(bystander.run(np.array([1, 2]))) == 2
         bystander.call.cancel()
@@ -566,6 +568,8 @@ def test_going_away(artifacts: Path) -> None:
         got = polite.run(x[:2])
         drained = pool.submit(running.drain)
         assert polite.receive().go_away.grace_ms == 1000
+        for name in ("", "vectors", "tokens/1"):
+            assert health_of(connection, name) == health_pb2.HealthCheckResponse.NOT_SERVING
         with StreamCall(connection) as late:
             late.send(pb.StreamRequest(open=pb.Open(model="vectors")))
             assert late.end()[::2] == (grpc.StatusCode.UNAVAILABLE, "shutting_down")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.contract import Contract, StatePair, TensorSpec
 from serving.config import Batching, Limits
@@ -109,6 +110,11 @@ class StreamsMachine(RuleBasedStateMachine):
     def live(self) -> list[Stream]:
         return [stream for stream in self.sent if stream not in self.ended]
 
+    @initialize()
+    def begin(self) -> None:
+        self.open()
+        self.open()
+
     @rule()
     def open(self) -> None:
         sink = Sink()
@@ -120,9 +126,7 @@ class StreamsMachine(RuleBasedStateMachine):
         self.sent[stream], self.sinks[stream] = [], sink
 
     @precondition(lambda self: self.live())
-    @rule(
-        data=st.data(), values=st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=9), back=st.integers(0, 4)
-    )
+    @rule(data=st.data(), values=st.lists(st.integers(-9, 9).map(float), max_size=9), back=st.integers(0, 9))
     def push(self, data: st.DataObject, values: list[float], back: int) -> None:
         """Push new steps, together with up to `back` that were sent before."""
         stream = data.draw(st.sampled_from(self.live()))
@@ -130,6 +134,8 @@ class StreamsMachine(RuleBasedStateMachine):
         again = sent[len(sent) - min(back, len(sent)) :] if back else []
         chunk = (again + values)[: LIMITS.max_steps_per_message]
         fresh = chunk[len(again) :]
+        if not chunk:
+            return
         first = len(sent) - len(again) + 1
         self.now += 1
         if stream in self.finishing:
@@ -176,6 +182,15 @@ class StreamsMachine(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         self.run = self.streams.take()
+
+    @rule()
+    def compute(self) -> None:
+        """Take and settle until nothing waits: most histories should compute something."""
+        if self.run is not None:
+            self.settle()
+        while (run := self.streams.take()) is not None:
+            self.run = run
+            self.settle()
 
     @precondition(lambda self: self.run is not None)
     @rule()
@@ -229,6 +244,7 @@ class StreamsMachine(RuleBasedStateMachine):
 
 
 TestStreamsMachine = StreamsMachine.TestCase
+TestStreamsMachine.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 
 
 def run_all(streams: Streams, slab: Slab) -> None:
