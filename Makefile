@@ -2,17 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-NAME ?= bytelm
-CHECKPOINT ?= checkpoints/$(NAME).safetensors
+BYTELM := checkpoints/bytelm.safetensors
+# A checkpoint of your own is named after its file unless NAME says otherwise; without one it is all about the demo's.
+NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)
 LISTEN ?= 127.0.0.1:50051
 DEVICE ?= cpu
 PROTO := protos/cellstream/v1/stream_inference.proto
+GENERATE = $(PY) -m grpc_tools.protoc -I protos --python_out
 # The execution provider: CUDA's where an NVIDIA driver answers, the CPU's elsewhere.
 PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity serve stream demo test lint types imports protos verify wheel clean
+.PHONY: help setup train export parity serve stream demo test lint protos verify wheel clean
 .DELETE_ON_ERROR:
 
 help: ## this page
@@ -28,29 +30,31 @@ $(VENV)/.done: $(REQUIREMENTS)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
 	@touch $@
 
-checkpoints/bytelm.safetensors: | $(VENV)/.done
+$(BYTELM): | $(VENV)/.done
 	$(PY) -m model.train --out $@
 
 train: | $(VENV)/.done ## train the demo model (a byte-level language model) anew
-	$(PY) -m model.train --out checkpoints/bytelm.safetensors
+	$(PY) -m model.train --out $(BYTELM)
 
-artifacts/bytelm/1/resident.onnx: | checkpoints/bytelm.safetensors
-	$(PY) -m export checkpoints/bytelm.safetensors --name bytelm --version 1
+# Versions never change: a demo model trained anew is exported as the next one.
+artifacts/bytelm/.exported: $(BYTELM)
+	$(PY) -m export $(BYTELM) --name bytelm
+	@touch $@
 
-export: | $(VENV)/.done ## CHECKPOINT=… NAME=…: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
-	@test "$(CHECKPOINT)" != checkpoints/bytelm.safetensors || $(MAKE) --no-print-directory checkpoints/bytelm.safetensors
-	$(PY) -m export $(CHECKPOINT) --name $(NAME)
+export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=…: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
+	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME)
+	@$(if $(CHECKPOINT),,touch artifacts/bytelm/.exported)
 
-parity: artifacts/bytelm/1/resident.onnx | $(VENV)/.done ## NAME=…: prove the newest artifact of that name again
+parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove the newest artifact of that name again
 	$(PY) -m export prove artifacts/$(NAME)
 
-serve: artifacts/bytelm/1/resident.onnx | $(VENV)/.done ## serve everything under artifacts/
+serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## serve everything under artifacts/
 	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE)
 
 stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in another terminal)
 	$(PY) -m cellstream.examples.complete --address $(LISTEN)
 
-demo: artifacts/bytelm/1/resident.onnx | $(VENV)/.done ## the whole product on real input, with a proof at the end
+demo: artifacts/bytelm/.exported | $(VENV)/.done ## the whole product on real input, with a proof at the end
 	$(PY) -m bench.demo
 
 test: | $(VENV)/.done ## the test suite
@@ -62,11 +66,14 @@ lint: | $(VENV)/.done ## ruff, mypy, import-linter, buf
 	$(VENV)/bin/mypy model export serving cellstream bench tests
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/buf lint protos
+	@generated=$$(mktemp -d) && $(GENERATE)=$$generated --pyi_out=$$generated $(PROTO) && \
+	  for file in $$generated/cellstream/v1/*; do cmp $$file cellstream/v1/$${file##*/} || exit 1; done && rm -r $$generated \
+	  || { echo "cellstream/v1 isn't what protos/ gives: run make protos"; exit 1; }
 	@set -e; if git rev-parse -q --verify origin/main >/dev/null && git cat-file -e origin/main:$(PROTO) 2>/dev/null; then \
 	  $(VENV)/bin/buf breaking protos --against '.git#ref=origin/main,subdir=protos'; fi
 
 protos: | $(VENV)/.done ## generate cellstream/v1 anew from protos/
-	$(PY) -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. $(PROTO)
+	$(GENERATE)=. --pyi_out=. $(PROTO)
 
 wheel: | $(VENV)/.done ## the client as a wheel in dist/
 	$(PY) -m build --wheel --outdir dist .
