@@ -67,8 +67,8 @@ lint: | $(VENV)/.done ## ruff, mypy, import-linter, buf
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/buf lint protos
 	@generated=$$(mktemp -d) && $(GENERATE)=$$generated --pyi_out=$$generated $(PROTO) && \
-	  for file in $$generated/cellstream/v1/*; do cmp $$file cellstream/v1/$${file##*/} || exit 1; done && rm -r $$generated \
-	  || { echo "cellstream/v1 isn't what protos/ gives: run make protos"; exit 1; }
+	  for file in $$generated/cellstream/v1/*; do cmp -s $$file cellstream/v1/$${file##*/} || \
+	    { echo "cellstream/v1 isn't what protos/ gives: run make protos"; exit 1; }; done; rm -r $$generated
 	@set -e; if git rev-parse -q --verify origin/main >/dev/null && git cat-file -e origin/main:$(PROTO) 2>/dev/null; then \
 	  $(VENV)/bin/buf breaking protos --against '.git#ref=origin/main,subdir=protos'; fi
 
