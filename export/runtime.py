@@ -19,15 +19,17 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 
-def _session(path: Path) -> Any:
-    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+def _session(path: Path, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class Portable:
     """model.onnx: every call takes the states and gives their successors."""
 
-    def __init__(self, path: Path, contract: Contract) -> None:
-        self._session = _session(path)
+    def __init__(self, path: Path, contract: Contract, *, threads: int = 0) -> None:
+        self._session = _session(path, threads)
         self._names = [tensor.name for tensor in contract.outputs] + [state.output for state in contract.states]
         self._constants = {
             value.name: np.frombuffer(value.value, value.dtype).reshape(value.shape) for value in contract.constants
@@ -40,14 +42,18 @@ class Portable:
 
 
 class Resident:
-    """resident.onnx on slabs [N, W] of its own; row 0 is a new stream's state."""
+    """resident.onnx on slabs [N, W] of its own; row 0 is a new stream's state. `threads` 0: one per core."""
 
-    def __init__(self, path: Path, contract: Contract, *, rows: int) -> None:
-        self._session = _session(path)
+    def __init__(self, path: Path, contract: Contract, *, rows: int, threads: int = 0) -> None:
+        self._session = _session(path, threads)
         self._contract = contract
         self.slabs: Arrays = {}
-        self._values = {}
-        for slab in contract.slabs():
+        self._values: dict[str, Any] = {}
+        self.reset(rows=rows)
+
+    def reset(self, *, rows: int) -> None:
+        """New slabs, of so many rows, all zeros but for row 0."""
+        for slab in self._contract.slabs():
             self.slabs[slab.dtype] = np.zeros((rows, slab.width), slab.dtype)
             self.slabs[slab.dtype][0] = slab.initial_row()
             self._values[slab.dtype] = ort.OrtValue.ortvalue_from_numpy(self.slabs[slab.dtype])  # shares the memory

@@ -30,33 +30,65 @@ RIPPLE = 20.0  # how fast the slack of an activation changes with its argument
 NOT_A_NUMBER = 1e30  # the error of an answer that isn't finite
 
 
+class Tally:
+    """The sizes of one tensor's errors, lane by lane: sums of squares and maxima, so that nothing large is kept."""
+
+    def __init__(self, batch: int) -> None:
+        self._squares = np.zeros(batch)
+        self._largest = np.zeros(batch)
+        self._counts = np.zeros(batch)
+
+    def add(self, errors: npt.NDArray[np.float64], lanes: slice | None = None) -> None:
+        """Errors [B, …] of these lanes (None: of all)."""
+        lanes = lanes or slice(None)
+        flat = errors.reshape(len(errors), -1)
+        self._squares[lanes] += np.einsum("be,be->b", flat, flat)
+        self._largest[lanes] = np.maximum(self._largest[lanes], np.max(np.abs(flat), axis=1))
+        self._counts[lanes] += flat.shape[1]
+
+    @property
+    def rms(self) -> float:
+        """Over all lanes."""
+        return float(np.sqrt(self._squares.sum() / self._counts.sum()))
+
+    @property
+    def largest(self) -> float:
+        """Over all lanes."""
+        return float(self._largest.max())
+
+    def groups(self) -> npt.NDArray[np.float64]:
+        """The rms and the maximum of each of GROUPS groups of lanes: [GROUPS, 2]."""
+        pieces = (np.array_split(values, GROUPS) for values in (self._squares, self._counts, self._largest))
+        return np.array([(np.sqrt(s.sum() / n.sum()), m.max()) for s, n, m in zip(*pieces, strict=True)])
+
+
+Tallies = Mapping[str, Tally]
+
+
 @dataclass(frozen=True, slots=True)
 class Yardstick:
     """What an answer's error is measured by: PyTorch's own in float32, and what counts as nothing.
 
-    `slack` is what the truth becomes when every activation is off by up to SLACK epsilons. `terms` are those of
-    the last sum that makes each tensor.
+    `exact` is the truth's own size. `slack` is what the truth changes by when every activation is off by up to SLACK
+    epsilons. `terms` are those of the last sum that makes each tensor.
     """
 
-    own: Arrays
-    slack: Arrays
+    exact: Tallies
+    own: Tallies
+    slack: Tallies
     terms: Mapping[str, int]
 
-    def of(self, tensor: str, exact: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-        """The rms and the maximum, for each group of streams, that ratios are taken to.
+    def of(self, tensor: str) -> npt.NDArray[np.float64]:
+        """The rms and the maximum, for each group of streams, that ratios are taken to: [GROUPS, 2].
 
         The larger of three. PyTorch's own error. The slack: sigmoid and tanh are approximations in every library
         (worst measured: PyTorch 0.8 and 0.3 eps, ONNX Runtime 1.4 and 2.8), the same at each step, and a net with a
         long memory adds them up, which nobody can blame on the export. And the rounding of a sum, relatively about
         eps·√terms/7 where it is made in order (measured: 2.4 eps for 256 terms; PyTorch's blocks do better).
         """
-        rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * _rms(exact)
-        least = max(rounding, TINY)
-        errors = [np.array_split(_difference(answer[tensor], exact), GROUPS) for answer in (self.own, self.slack)]
-        return [
-            (max(_rms(own), _rms(slack), least), max(float(np.max(own)), float(np.max(slack)), least))
-            for own, slack in zip(*errors, strict=True)
-        ]
+        rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * self.exact[tensor].rms
+        errors = np.maximum(self.own[tensor].groups(), self.slack[tensor].groups())
+        return np.asarray(np.maximum(errors, max(rounding, TINY)))
 
 
 def off_by(shares: torch.Tensor) -> Activations:
@@ -73,31 +105,38 @@ def off_by(shares: torch.Tensor) -> Activations:
     )
 
 
-def compare(*, subject: str, sample: Sample, answer: Arrays, truth: Arrays, yardstick: Yardstick) -> list[ParityRecord]:
-    """Records of `answer` against `truth`, tensor by tensor, as ratios to the yardstick.
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What was asked: for how many steps, from which initial state."""
+
+    steps: int
+    initial: str
+
+
+def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, double: bool) -> list[ParityRecord]:
+    """Records of an answer's errors against the truth, tensor by tensor, as ratios to the yardstick.
 
     Ratios are taken in each of GROUPS groups of streams and their median counts, because a single stream near a
     tipping point can own all error of its group, on either side, by chance; a fault is in every group, or is GROSS.
+    `double` says that the subject computes in float64, where another bar holds.
     """
-    double = all(value.dtype == np.float64 for value in answer.values())
     rms_bar, max_bar = (FLOAT64_BAR, FLOAT64_BAR) if double else (RMS_BAR, MAX_BAR)
     records = []
-    for tensor, exact in truth.items():
-        error = _difference(answer[tensor], exact)
-        groups = [(_rms(group), float(np.max(group))) for group in np.array_split(error, GROUPS)]
-        found = np.array(groups) / np.array(yardstick.of(tensor, exact))
+    for tensor, exact in yardstick.exact.items():
+        error = answer[tensor]
+        found = error.groups() / yardstick.of(tensor)
         rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
         gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
-        useless = answer is yardstick.own and _rms(error) > USABLE * _rms(exact) and rms_ratio >= 1
+        useless = answer is yardstick.own and error.rms > USABLE * exact.rms and rms_ratio >= 1
         records.append(
             ParityRecord(
                 subject=subject,
                 truth=TRUTH,
                 tensor=tensor,
-                steps=sample.steps,
-                initial=sample.initial,
-                rms_error=_rms(error),
-                max_error=float(np.max(error)),
+                steps=case.steps,
+                initial=case.initial,
+                rms_error=error.rms,
+                max_error=error.largest,
                 rms_ratio=rms_ratio,
                 max_ratio=max_ratio,
                 rms_bar=rms_bar,
@@ -112,7 +151,7 @@ def compare_bits(*, subject: str, sample: Sample, answer: Arrays, truth_name: st
     """Records that pass where `answer` has the very bytes of `truth`; ratios are to an epsilon of its size."""
     records = []
     for tensor, exact in truth.items():
-        error, least = _difference(answer[tensor], exact), max(EPSILON * _rms(exact), TINY)
+        error, least = difference(answer[tensor], exact), max(EPSILON * _rms(exact), TINY)
         rms_error, max_error = _rms(error), float(np.max(error))
         records.append(
             ParityRecord(
@@ -133,7 +172,8 @@ def compare_bits(*, subject: str, sample: Sample, answer: Arrays, truth_name: st
     return records
 
 
-def _difference(answer: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def difference(answer: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How far off each element is, in float64; NOT_A_NUMBER where the answer isn't finite."""
     assert answer.shape == exact.shape, f"{answer.shape} against {exact.shape}"
     difference = np.abs(answer.astype(np.float64) - exact)
     return np.asarray(np.nan_to_num(difference, nan=NOT_A_NUMBER, posinf=NOT_A_NUMBER))

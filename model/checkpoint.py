@@ -96,10 +96,10 @@ def _load_pickled(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch's own text is long, in colours, and advises to load with code running: it stays in the cause.
         raise CheckpointError(
-            f"{path}: not a state dict that loads without running code ({reason[:160]});"
-            " save it with torch.save(module.state_dict(), path)"
+            f"{path}: not a state dict that loads without running code (damaged, or it holds other objects than"
+            " tensors); save it with torch.save(module.state_dict(), path)"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from export import portable
-from export.samples import FEWEST, GROUPS, NON_ZERO, POOLED, ZERO, draw, lanes
+from export.samples import BUDGET, FEWEST, GROUPS, NON_ZERO, POOLED, ZERO, draw, lanes, parts
+from model.lstm import Spec
 from tests.export.conftest import SINGLE, TOKENS, VECTORS
 
 
@@ -32,3 +34,31 @@ def test_samples_cover_the_vocabulary_and_are_the_same_each_time() -> None:
     first = replace(contract.states[0], initial=np.ones(6, "<f4").tobytes())
     begun = draw(replace(contract, states=(first, contract.states[1])), 1, ZERO, 2, 0)
     assert begun.states["h"].tolist() == np.ones((2, 1, 6)).tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SINGLE,
+        VECTORS,
+        Spec(vocabulary=50_000, encoder_size=2, hidden_size=3, output_size=50_000),
+        Spec(input_size=50_000, hidden_size=1),
+        Spec(input_size=2, hidden_size=2048, layers=4),
+    ],
+    ids=str,
+)
+def test_no_part_is_larger_than_the_budget(spec: Spec, steps: int) -> None:
+    """However wide a model is, only a bounded piece is held at once; the pieces are all lanes and all steps."""
+    contract = portable.contract_of(spec, name="a", weights_digest="sha256:0", notes={})
+    batch = lanes(contract, steps)
+    widest = max(spec.outputs, spec.input_size or 1, spec.layers * spec.hidden_size)
+    seen: list[int] = []
+    for part in parts(contract, steps, NON_ZERO, batch, 0):
+        if not seen:
+            piece = next(part.slices)["x"]
+            assert piece.shape[0] * piece.shape[1] * widest <= BUDGET
+            assert spec.vocabulary is None or sum(len(x["x"][0]) for x in part.slices) == steps - piece.shape[1]
+        assert len(part.states["h"]) == part.lanes.stop - part.lanes.start
+        seen += range(part.lanes.start, part.lanes.stop)
+    assert seen == list(range(batch))

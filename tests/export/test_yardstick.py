@@ -8,7 +8,7 @@ import torch
 
 from export import yardstick as measure
 from export.samples import ZERO, Sample
-from export.yardstick import Yardstick, compare, compare_bits
+from export.yardstick import Case, Tally, Yardstick, compare, compare_bits, difference
 from model.contract import ParityRecord
 
 TRUTH = np.random.default_rng(0).standard_normal((50, 20))
@@ -17,12 +17,32 @@ OWN = (TRUTH + 1e-4 * np.random.default_rng(1).standard_normal(TRUTH.shape)).ast
 
 def judge(answer: np.ndarray, truth: np.ndarray = TRUTH, own: np.ndarray = OWN) -> ParityRecord:
     """One record of `answer` against a made-up truth, PyTorch's own answer being off by 1e-4."""
-    yardstick = Yardstick({"y": own}, {"y": truth}, {"y": 1})
-    given = own if answer is own else answer
-    answers = yardstick.own if answer is own else {"y": given}
-    sample = Sample(1, ZERO, {}, {})
-    (record,) = compare(subject="it", sample=sample, answer=answers, truth={"y": truth}, yardstick=yardstick)
+    yardstick = Yardstick({"y": tally(truth)}, {"y": tally(difference(own, truth))}, {"y": tally(0 * truth)}, {"y": 1})
+    answers = yardstick.own if answer is own else {"y": tally(difference(answer, truth))}
+    (record,) = compare(subject="it", case=Case(1, ZERO), answer=answers, yardstick=yardstick, double=False)
     return record
+
+
+def tally(errors: np.ndarray) -> Tally:
+    """These errors, counted a few lanes at a time."""
+    found = Tally(len(errors))
+    for lane in range(0, len(errors), 3):
+        found.add(errors[lane : lane + 3], slice(lane, lane + 3))
+    return found
+
+
+def test_pieces_add_up_to_the_whole() -> None:
+    """A tally of slices of lanes and of time says what one over everything says, group by group."""
+    errors = np.random.default_rng(3).standard_normal((10, 30, 4))
+    found = Tally(10)
+    for first in range(0, 10, 4):
+        for step in range(0, 30, 7):
+            found.add(errors[first : first + 4, step : step + 7], slice(first, first + 4))
+    groups = np.array_split(errors, 5)
+    expected = [(np.sqrt(np.mean(np.square(group))), np.abs(group).max()) for group in groups]
+    assert np.allclose(found.groups(), expected, rtol=1e-12)
+    assert found.rms == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert found.largest == np.abs(errors).max()
 
 
 def test_ratios_are_multiples_of_pytorchs_error() -> None:
