@@ -6,6 +6,8 @@ computes); "NAME" and "NAME/VERSION" stand for one model.
 
 from __future__ import annotations
 
+import threading
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -20,6 +22,8 @@ class Health:
         self._lanes = lanes
         self._servicer = health.HealthServicer()
         self._working = False
+        self._said: dict[str, bool] = {}
+        self._lock = threading.Lock()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self.update(working=False)
         for lane in lanes:
@@ -27,19 +31,23 @@ class Health:
 
     def update(self, *, working: bool) -> None:
         """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""
-        self._working = working
-        everything = working and all(lane.ready for lane in self._lanes)
-        for name in ("", SERVICE):
-            self._set(name, serving=everything)
-        for lane in self._lanes:
-            self._set(f"{lane.name}/{lane.version}", serving=working and lane.ready)
-        for lane in self._lanes.newest():
-            self._set(lane.name, serving=working and lane.ready)
+        with self._lock:
+            self._working = working
+            everything = working and all(lane.ready for lane in self._lanes)
+            for name in ("", SERVICE):
+                self._say(name, serving=everything)
+            for lane in self._lanes:
+                self._say(f"{lane.name}/{lane.version}", serving=working and lane.ready)
+            for lane in self._lanes.newest():
+                self._say(lane.name, serving=working and lane.ready)
 
     def leave(self) -> None:
         """Say NOT_SERVING to everybody from now on, whatever happens."""
         self._servicer.enter_graceful_shutdown()
 
-    def _set(self, name: str, *, serving: bool) -> None:
+    def _say(self, name: str, *, serving: bool) -> None:
+        if self._said.get(name) == serving:
+            return  # whoever watches is told of changes only
+        self._said[name] = serving
         status = health_pb2.HealthCheckResponse
         self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)

@@ -447,6 +447,25 @@ def test_health_per_model_and_reflection(channel: grpc.Channel) -> None:
     assert {"cellstream.v1.StreamInference", "grpc.health.v1.Health"} <= services
 
 
+def test_watching_health_tells_changes_only(fragile: Server) -> None:
+    """A watcher hears the state at once, then of changes, however often the server looks at itself."""
+    lane = fragile.lanes.find("tokens", 1)
+    status = health_pb2.HealthCheckResponse
+    with grpc.insecure_channel(fragile.address) as connection:
+        stub = health_pb2_grpc.HealthStub(connection)
+        watch: Any = stub.Watch(health_pb2.HealthCheckRequest(service="tokens"), timeout=SECONDS)
+        assert next(watch).status == status.SERVING
+        for _ in range(5):
+            fragile.look()
+        lane.ready = False
+        fragile.look()
+        assert next(watch).status == status.NOT_SERVING
+        lane.ready = True
+        fragile.look()
+        assert next(watch).status == status.SERVING
+        watch.cancel()
+
+
 def test_metrics(server: Server, channel: grpc.Channel) -> None:
     """A scrape shows live streams, rows, state bytes, histograms and refusals by reason."""
     with StreamCall(channel) as stream:
