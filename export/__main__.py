@@ -1,4 +1,4 @@
-"""The command line: `python -m export CHECKPOINT --name NAME` and `python -m export prove ARTIFACT`."""
+"""The command line: `python -m export CHECKPOINT --name NAME`, `… prove ARTIFACT` and `… wrap THEIRS.onnx`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from export import artifact, pipeline
+from export import artifact, pipeline, wrap, wrap_command
 from export.checks import StructureError
-from export.report import parity_table
+from export.report import findings, parity_table
 from export.resident import ResidentError
+from export.theirs import WrapError
 from model.checkpoint import CheckpointError, load
 from model.contract import ContractError
 
@@ -26,6 +27,7 @@ FAULTS = (
     ResidentError,
     pipeline.ParityError,
     artifact.ArtifactError,
+    WrapError,
 )
 PROVE = "prove"
 INTERRUPTED = 130  # 128 and the signal, as shells have it
@@ -42,12 +44,14 @@ def _export_parser() -> argparse.ArgumentParser:
         "  artifacts/NAME/VERSION/model.onnx        portable: x, h, c -> y, h_out, c_out, any batch and time\n"
         "  artifacts/NAME/VERSION/model.onnx.data   the weights, shared by both graphs\n"
         "  artifacts/NAME/VERSION/resident.onnx     what the server runs: states of all streams in one slab\n"
-        "  artifacts/NAME/VERSION/parity.json       the certificate, which both graphs carry too\n\n"
+        "  artifacts/NAME/VERSION/parity.json       the certificate, which both graphs carry too\n"
+        "  artifacts/NAME/VERSION/parity.html       the same as a page, with plots\n\n"
         "examples:\n"
         "  python -m export checkpoints/bytelm.safetensors --name bytelm\n"
         "  python -m export my_lstm.pt --name mine --version 3     # refused where version 3 exists\n"
         "  python -m export prove artifacts/bytelm                 # prove the newest version again\n"
-        "  python -m export prove artifacts/bytelm/1               # or this one",
+        "  python -m export prove artifacts/bytelm/1               # or this one\n"
+        "  python -m export wrap --help                            # somebody else's ONNX model",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the weights, or the word 'prove' (below)")
@@ -91,16 +95,22 @@ def _export(arguments: list[str], console: Console) -> None:
     with _progress(console) as progress:
         proved = pipeline.export(checkpoint, final, name=options.name, progress=progress)
     console.print(parity_table(proved.records))
+    console.print(findings(proved.evidence.invariances, proved.evidence.controls))
     console.print(f"wrote {proved.folder}, proved by {len(proved.records)} comparisons")
     console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
 
 
 def _prove(arguments: list[str], console: Console) -> None:
     options = _prove_parser().parse_args(arguments)
+    wrapped = wrap.is_wrapped(options.path)
     with _progress(console) as progress:
-        proved = pipeline.prove(options.path, progress=progress)
-    console.print(parity_table(proved.records))
+        proved = (wrap if wrapped else pipeline).prove(options.path, progress=progress)
+    console.print(wrap_command.table(proved.contract) if wrapped else parity_table(proved.records))
     console.print(f"{proved.folder} is proved again by {len(proved.records)} comparisons; its weights are unchanged")
+
+
+def _wrap(arguments: list[str], console: Console) -> None:
+    wrap_command.run(arguments, console, _progress)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,6 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     command: Callable[[list[str], Console], None] = _export
     if arguments[:1] == [PROVE]:
         command, arguments = _prove, arguments[1:]
+    elif arguments[:1] == [wrap_command.WRAP]:
+        command, arguments = _wrap, arguments[1:]
     try:
         command(arguments, console)
     except FAULTS as error:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
+from export.one_by_one import AXIS, in_scan
+from export.subgraphs import all_nodes, rename, used_names
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, SlabSpec, StatePair, TensorSpec
 
 PREFIX = "resident."  # of every tensor that the model itself doesn't have
@@ -38,6 +40,7 @@ class Wrapped:
     """The resident graph under construction: what goes before and after the model's own nodes."""
 
     model: list[NodeProto]
+    given: frozenset[str] = frozenset()  # what the model gives out: no node that makes one may be dropped
     before: list[NodeProto] = field(default_factory=list)
     after: list[NodeProto] = field(default_factory=list)
     constants: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
@@ -49,13 +52,11 @@ class Wrapped:
 
     def rename(self, old: str, new: str) -> None:
         """Let the model's nodes call the tensor `old` by the name `new`."""
-        for node in self.model:
-            node.input[:] = [new if name == old else name for name in node.input]
-            node.output[:] = [new if name == old else name for name in node.output]
+        rename(self.model, {old: new})
 
     def consumers(self, name: str) -> list[NodeProto]:
-        """The model's nodes that take the tensor."""
-        return [node for node in self.model if name in node.input]
+        """The model's nodes that take the tensor, themselves or in a subgraph."""
+        return [node for node in self.model if name in used_names([node])]
 
     def producer(self, name: str) -> NodeProto | None:
         """The model's node that gives the tensor."""
@@ -67,12 +68,14 @@ class Wrapped:
         self.model = [node for node in self.model if id(node) not in gone]
 
 
-def derive(model: ModelProto, contract: Contract) -> ModelProto:
+def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -> ModelProto:
     """The resident graph of `model` under `contract`; weights are referred to where the model refers to them.
 
+    `one_by_one`: the model sees each lane alone, in a Scan over the batch, for graphs that can't keep lanes apart.
     Raises ResidentError where the graph has something that the contract's promises can't be kept with.
     """
-    wrapped = Wrapped([_copy(node) for node in model.graph.node])
+    given = frozenset(tensor.name for tensor in contract.outputs) | {state.output for state in contract.states}
+    wrapped = Wrapped([_copy(node) for node in model.graph.node], given)
     for constant in contract.constants:
         value = np.frombuffer(constant.value, np.dtype(constant.dtype).newbyteorder("<"))
         wrapped.constants[constant.name] = value.astype(constant.dtype).reshape(constant.shape)
@@ -84,12 +87,14 @@ def derive(model: ModelProto, contract: Contract) -> ModelProto:
     for slab in contract.slabs():
         _read_rows(wrapped, slab)
         _write_rows(wrapped, slab)
+    if one_by_one:
+        _part_lanes(wrapped, contract)
     return _assemble(model, wrapped, contract)
 
 
 def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
     """Give every recurrent node the lengths of its rows, so that each stops at its own last step."""
-    for node in wrapped.model:
+    for node in all_nodes(wrapped.model):
         if node.op_type not in RECURRENT:
             continue
         if _attribute(node, "direction", b"forward") != b"forward":
@@ -222,11 +227,11 @@ def _layers_read(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
     if len(takers) != 1 or not _swaps_batch_and_layers(takers[0]):
         return None
     together = takers[0].output[0]
-    if layers == 1:
+    if layers == 1 and together not in wrapped.given:
         wrapped.drop(takers)
         return [Piece(together, size)]
     splits = wrapped.consumers(together)
-    if len(splits) != 1 or splits[0].op_type != "Split" or len(splits[0].output) != layers:
+    if together in wrapped.given or len(splits) != 1 or splits[0].op_type != "Split" or len(splits[0].output) != layers:
         return None
     if _attribute(splits[0], "axis", 0) != 0:
         return None
@@ -249,7 +254,7 @@ def _layers_written(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
     joint = wrapped.producer(together)
     if joint is None or joint.op_type != "Concat" or len(joint.input) != layers or _attribute(joint, "axis", 0) != 0:
         return None
-    if len(wrapped.consumers(together)) != 1:
+    if len(wrapped.consumers(together)) != 1 or together in wrapped.given:
         return None
     wrapped.drop([last, joint])
     return [Piece(name, size) for name in joint.input]
@@ -257,6 +262,19 @@ def _layers_written(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
 
 def _swaps_batch_and_layers(node: NodeProto) -> bool:
     return node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == STATE_FIRST
+
+
+def _part_lanes(wrapped: Wrapped, contract: Contract) -> None:
+    """Put everything between gathering and scattering into a Scan over the lanes."""
+    scatters = {node.output[0]: node for node in wrapped.after if node.op_type == "ScatterND"}
+    rows = [(slab, f"{PREFIX}{slab.input}.rows", scatters[slab.output].input[2]) for slab in contract.slabs()]
+    outside = {f"{PREFIX}read_index", f"{PREFIX}write_index", *scatters, *(old for _, old, _ in rows)}
+    inside = [node for node in (*wrapped.before, *wrapped.model, *wrapped.after) if node.output[0] not in outside]
+    wrapped.before = [node for node in wrapped.before if node.output[0] in outside]
+    wrapped.after = [node for node in wrapped.after if node.output[0] in outside]
+    wrapped.model = [in_scan(inside, contract, rows)]
+    for axis in (0, 1):
+        wrapped.constants[f"{AXIS}{axis}"] = np.array([axis], dtype=np.int64)
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:
@@ -280,7 +298,7 @@ def _assemble(model: ModelProto, wrapped: Wrapped, contract: Contract) -> ModelP
     graph.node.extend([*wrapped.before, *wrapped.model, *wrapped.after])
     constants = {tensor.name for tensor in model.graph.initializer} & wrapped.constants.keys()
     assert not constants, f"names of the resident graph that the model has too: {constants}"
-    used = {name for node in graph.node for name in node.input}
+    used = used_names(graph.node)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in wrapped.constants.items())
     graph.input.extend(_inputs(contract))

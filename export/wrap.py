@@ -1,0 +1,303 @@
+"""The order of a wrapping: somebody else's graph, understood, made resident, proved against itself, written.
+
+Owns that order and what is asked of it. Whatever raises, nothing appears under the final name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from export import artifact, checks, resident, wrap_parity
+from export.layouts import AmbiguousError
+from export.theirs import Theirs, WrapError, fold, one_line, read, restore
+from export.understanding import Asked, Understood, fitted, loosened, understand
+from export.wrap_parity import ByHand
+from model.contract import Certificate, Contract, ParityRecord
+
+MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
+BATCHES = "batches"  # the note that says how the graph takes them
+NOT_CHECKED = (
+    "PyTorch, or anything in float64: the comparison is with the graph itself, as ONNX Runtime runs it",
+    "execution providers other than the CPU's (CUDA)",
+    "processors other than the one named under machine",
+    "the answers over gRPC",
+)
+_DIVERGES = 0.05  # of the largest value: a graph that sees several steps as one differs by more
+_WHOLE = 6  # steps of that comparison
+Progress = Callable[[str, int, int], None]
+
+
+class Batching(StrEnum):
+    """How the graph takes several streams: at once, or one after the other within a run."""
+
+    AUTO = "auto"
+    TOGETHER = "together"
+    ALONE = "alone"
+
+
+class WrapParityError(WrapError):
+    """The wrapped graph doesn't give the bytes of theirs; `records` say where."""
+
+    def __init__(self, message: str, records: tuple[ParityRecord, ...]) -> None:
+        super().__init__(message)
+        self.records = records
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to make a graph resident."""
+
+    together: bool
+    ragged: bool
+
+    def __str__(self) -> str:
+        return f"streams {'together' if self.together else 'one by one'}, {'chunks' if self.ragged else 'single steps'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """A finished artifact: where it is, what it promises, and what was given up on the way to it."""
+
+    folder: Path
+    contract: Contract
+    records: tuple[ParityRecord, ...]
+    remarks: tuple[str, ...]
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Progress for nobody."""
+
+
+def wrap(
+    path: Path,
+    final: Path,
+    *,
+    name: str,
+    asked: Asked | None = None,
+    batching: Batching = Batching.AUTO,
+    progress: Progress = silent,
+) -> Wrapped:
+    """Make the ONNX file `path` a resident artifact in the folder `final`, which appears only when it is proved.
+
+    Raises WrapError, ResidentError, StructureError or ArtifactError, and then leaves nothing.
+    """
+    work = _Work(read(path), asked or Asked(), progress)
+    _check_theirs(path)
+    with artifact.staged(final) as folder:
+        ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
+        contract, records = _first_that_holds(work, folder, name, ways)
+        certificate = _certificate(records, contract)
+        certified = replace(contract, certificate=certificate)
+        for graph in (artifact.MODEL, artifact.RESIDENT):
+            model, _ = artifact.read_graph(folder / graph, weights=False)
+            artifact.write_graph(model, folder / graph, certified)
+        artifact.write_certificate(certificate, folder / artifact.PARITY)
+    return Wrapped(final, certified, records, tuple(work.remarks))
+
+
+def is_wrapped(path: Path) -> bool:
+    """Whether the artifact at `path` is a wrapped one; raises ArtifactError where there is none."""
+    _, contract = artifact.read_graph(artifact.find(path) / artifact.MODEL, weights=False)
+    return MARK in contract.notes
+
+
+def prove(path: Path, *, progress: Progress = silent) -> Wrapped:
+    """Prove a wrapped artifact again from itself alone: digest, structure, and resident.onnx against model.onnx.
+
+    Raises ArtifactError, StructureError or WrapError; changes nothing.
+    """
+    folder = artifact.find(path)
+    model, contract = artifact.read_graph(folder / artifact.MODEL, weights=False)
+    made, same = artifact.read_graph(folder / artifact.RESIDENT, weights=False)
+    if same != contract:
+        raise artifact.ArtifactError(f"{folder}: {artifact.MODEL} and {artifact.RESIDENT} have different contracts")
+    artifact.check_digest(folder, contract)
+    _check_structure(folder, model, made, contract)
+    by_hand = ByHand(folder / artifact.MODEL, contract)
+    return Wrapped(folder, contract, _proved(folder, artifact.MODEL, by_hand, progress), ())
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one wrapping has read, was asked, and has found out."""
+
+    theirs: Theirs
+    asked: Asked
+    progress: Progress
+    remarks: list[str] = field(default_factory=list)
+
+
+def _check_theirs(path: Path) -> None:
+    try:
+        wrap_parity.session(path)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise WrapError(f"ONNX Runtime refuses {path}: {one_line(error)}") from error
+
+
+def _first_that_holds(
+    work: _Work, folder: Path, name: str, ways: list[bool]
+) -> tuple[Contract, tuple[ParityRecord, ...]]:
+    """The best way that proves itself: together before one by one, chunks before single steps."""
+    restore(work.theirs, [*work.asked.states, *work.asked.constants])
+    folded = _fold_constants(work)
+    weights = artifact.move_weights(work.theirs.model)
+    (folder / artifact.WEIGHTS).write_bytes(weights)
+    notes = {MARK: work.theirs.path.name, "source": _digest(work.theirs.path)}
+    last: WrapError | None = None
+    for together in ways:
+        try:
+            found = understand(work.theirs, work.asked, folder, together=together)
+        except AmbiguousError:
+            raise
+        except WrapError as error:
+            if not together and last is not None:
+                raise last from error
+            last = error
+            if together and len(ways) > 1:
+                work.remarks.append(f"one by one: {error}")
+            continue
+        contract = replace(found.contract, name=name, weights_digest=artifact.digest(weights), notes=notes)
+        for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
+            try:
+                return _try(work, folder, found, replace(contract, ragged=way.ragged), way, folded=folded)
+            except (WrapParityError, resident.ResidentError) as error:
+                backwards = isinstance(error, resident.ResidentError) and "backwards" in str(error)
+                if backwards:
+                    raise
+                last = error if isinstance(error, WrapError) else WrapError(str(error))
+                work.remarks.append(f"not {way}: {error}")
+    assert last is not None
+    raise last
+
+
+def _fold_constants(work: _Work) -> bool:
+    """Make weights of the constants that aren't mere settings; whether there were any."""
+    values = {value.name: value for value in work.theirs.inputs}
+    given = {name: fitted(values[name], value) for name, value in work.asked.constants.items() if name in values}
+    return fold(
+        work.theirs, {name: value for name, value in given.items() if value.dtype.kind == "f" and value.size > 1}
+    )
+
+
+def _try(
+    work: _Work, folder: Path, found: Understood, contract: Contract, way: Way, *, folded: bool
+) -> tuple[Contract, tuple[ParityRecord, ...]]:
+    """Write both graphs in one way and prove them."""
+    contract = replace(contract, notes={**contract.notes, BATCHES: "together" if way.together else "one by one"})
+    contract.check()
+    model = loosened(work.theirs.model, found)
+    artifact.write_graph(model, folder / artifact.MODEL, contract)
+    made = resident.derive(model, contract, one_by_one=not way.together)
+    artifact.write_graph(made, folder / artifact.RESIDENT, contract)
+    _check_structure(folder, model, made, contract)
+    if found.steps > 1:
+        _check_steps_are_steps(folder, contract)
+    if folded:
+        by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL
+    else:
+        by_hand = ByHand(
+            work.theirs.path,
+            contract,
+            found.fixed_streams,
+            found.fixed_steps,
+            theirs=work.theirs.renamed | work.theirs.added,
+        )
+        name = work.theirs.path.name
+    return contract, _proved(folder, name, by_hand, work.progress, str(way))
+
+
+def _check_structure(folder: Path, model: onnx.ModelProto, made: onnx.ModelProto, contract: Contract) -> None:
+    """What must hold of anybody's graph: valid and covered by the digest, and ours is as the contract says."""
+    theirs = checks.portable_subject(folder / artifact.MODEL, model, contract)
+    ours = checks.resident_subject(folder / artifact.RESIDENT, made, contract)
+    for subject in (theirs, ours):
+        wanted = [checks.check_weights_outside, checks.check_loads]
+        if subject is ours:
+            wanted.insert(0, checks.check_signature)
+        for check in wanted:
+            try:
+                check(subject)
+            except checks.StructureError as error:
+                raise checks.StructureError(f"{subject.path.name}: {check.__name__}: {one_line(error)}") from error
+
+
+def _check_steps_are_steps(folder: Path, contract: Contract) -> None:
+    """Raise WrapError where a sequence at once and step by step are different things to the graph."""
+    sample = wrap_parity.draw(contract, 1, _WHOLE, wrap_parity.INITIAL, seed=1)
+    try:
+        whole = ByHand(folder / artifact.MODEL, contract, steps=_WHOLE).run(sample)
+        steps = ByHand(folder / artifact.MODEL, contract).run(sample)
+    except Exception as error:
+        raise WrapError(f"the graph runs sequences, but no single steps: {one_line(error)}") from error
+    for name, value in whole.items():
+        error_found, most = _apart(value, steps[name])
+        if error_found > _DIVERGES * most:
+            raise WrapError(
+                f"{name!r} after {_WHOLE} steps in one run is {error_found:.2g} off from the same steps one by one: the"
+                " graph lets a step see later ones, or forgets between runs; if a call of n steps is one step of the"
+                " stream, give the time axis that number, as in --shape x=batch,16,40"
+            )
+
+
+def _apart(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
+    first, second = one.astype(np.float64), other.astype(np.float64)
+    return float(np.nanmax(np.abs(first - second), initial=0)), float(np.nanmax(np.abs(first), initial=0))
+
+
+def _proved(
+    folder: Path, name: str, by_hand: ByHand, progress: Progress, what: str = "parity"
+) -> tuple[ParityRecord, ...]:
+    """All records; raises WrapParityError where one failed."""
+    contract = by_hand.contract
+    found: list[ParityRecord] = []
+    batches: Iterator[list[ParityRecord]] = wrap_parity.records(folder, (name, artifact.RESIDENT), by_hand, contract)
+    total = wrap_parity.batches(contract)
+    progress(what, 0, total)
+    try:
+        for done, batch in enumerate(batches, start=1):
+            found += batch
+            progress(what, done, total)
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
+        raise WrapParityError(f"it doesn't run: {one_line(error)}", tuple(found)) from error
+    failed = [record for record in found if not record.passed]
+    if failed:
+        worst = max(failed, key=lambda record: record.max_error)
+        raise WrapParityError(
+            f"{len(failed)} of {len(found)} comparisons differ in their bytes; most: {worst.subject}, {worst.tensor},"
+            f" by {worst.max_error:.2g}",
+            tuple(found),
+        )
+    return tuple(found)
+
+
+def _certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certificate:
+    return Certificate(
+        created=dt.datetime.now(dt.UTC).date().isoformat(),
+        machine=f"{platform.system()} {platform.machine()}",
+        versions={
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            "onnxruntime": ort.__version__,
+            "numpy": np.__version__,
+        },
+        weights_digest=contract.weights_digest,
+        records=records,
+        not_checked=NOT_CHECKED,
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""The command line of wrapping: `python -m export wrap THEIRS.onnx --name NAME …`, its help and its table.
+
+Owns words and the reading of options. Knows no graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from export import artifact, wrap
+from export.layouts import BATCH, TIME, Layout
+from export.theirs import WrapError
+from export.understanding import Asked
+from model.contract import Contract, StatePair, TensorSpec
+
+WRAP = "wrap"
+_AXES = (BATCH, TIME)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, with a help that teaches."""
+    made = argparse.ArgumentParser(
+        prog="python -m export wrap",
+        description="Turn a stateful ONNX model that somebody else made into an artifact that the server can serve: its"
+        " states stay on the server, a client sends one step after the other. States, axes and ranges are inferred"
+        " where names, shapes and a trial run leave no choice; where they do, the refusal names the option that settles"
+        " it. Nothing is written unless the result gives, bit for bit, what plain ONNX Runtime calls of the given file"
+        " give with the states carried by hand.",
+        epilog="what can be told:\n"
+        "  a state             --state h=h_out           input and its successor among the outputs; all, or none\n"
+        "  no state            --input cell_id           an input that only looks like one\n"
+        "  a side input        --constant sr=16000       a value, or a .npy file; it never changes\n"
+        "  a first value       --initial h=h0.npy        of a new stream, where it isn't zero; a value or a .npy file\n"
+        "  what axes are       --shape x=batch,time,80   per axis a size, 'batch' or 'time'; a number where a call of\n"
+        "                                                several frames is one step: --shape audio=batch,512\n"
+        "  integers' bounds    --range token=0:255       both inclusive; inferred for an index into a table\n"
+        "  how batches run     --batch alone             one stream after the other within a run\n\n"
+        "examples:\n"
+        "  python -m export wrap gru.onnx --name gru\n"
+        "  python -m export wrap vad.onnx --name vad --constant sr=16000 \\\n"
+        "      --shape input=batch,512 --shape state=2,batch,128\n"
+        "  python -m export wrap theirs.onnx --name theirs --state a=b --state c=d\n"
+        "  python -m export prove artifacts/gru                   # prove it again",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("model", type=Path, metavar="THEIRS.onnx", help="the model, its external data beside it")
+    made.add_argument("--name", required=True, help="the model's name: letters, digits, '.', '_' and '-'")
+    made.add_argument("--version", type=int, help="its version, from 1 (default: the one after the newest)")
+    made.add_argument("--out", type=Path, default=Path("artifacts"), help="the repository (default: %(default)s)")
+    for option, form in (
+        ("state", "IN=OUT"),
+        ("constant", "NAME=VALUE"),
+        ("initial", "NAME=VALUE"),
+        ("shape", "NAME=AXES"),
+        ("range", "NAME=LOW:HIGH"),
+    ):
+        made.add_argument(f"--{option}", action="append", default=[], metavar=form, help="see below; repeatable")
+    made.add_argument("--input", action="append", default=[], metavar="NAME", help="see below; repeatable")
+    made.add_argument(
+        "--batch",
+        type=wrap.Batching,
+        choices=list(wrap.Batching),
+        default=wrap.Batching.AUTO,
+        help="together: all streams of a batch in one go; alone: one after the other, for graphs whose batch is fixed"
+        " to 1 or whose last bits depend on it; auto (the default): together where that changes no bit",
+    )
+    return made
+
+
+def run(arguments: list[str], console: Console, progress: Any) -> None:
+    """Wrap as the arguments say, and show what was understood."""
+    options = parser().parse_args(arguments)
+    final = artifact.target(options.out, options.name, options.version)
+    with progress(console) as shown:
+        made = wrap.wrap(
+            options.model,
+            final,
+            name=options.name,
+            asked=asked_of(options),
+            batching=options.batch,
+            progress=shown,
+        )
+    show(made, console)
+    console.print(f"wrote {made.folder}, proved by {len(made.records)} comparisons, all bit for bit")
+    console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
+
+
+def show(made: wrap.Wrapped, console: Console) -> None:
+    """The table of what was understood, and what was given up."""
+    console.print(table(made.contract))
+    for remark in made.remarks:
+        console.print(f"  {remark}", markup=False)
+    console.print(f"  {_how_it_runs(made.contract)}", markup=False)
+
+
+def table(contract: Contract) -> Table:
+    """One line for each tensor: what it is, and where its axes are."""
+    view = Table(title=f"{contract.notes.get(wrap.MARK, contract.name)}: what was understood", title_justify="left")
+    for column in ("", "tensor", "dtype", "one step of one stream", "axes in the graph", ""):
+        view.add_column(column)
+    for kind, specs in (("input", contract.inputs), ("output", contract.outputs)):
+        for spec in specs:
+            bounds = f"{spec.minimum} … {spec.maximum}" if spec.maximum is not None else ""
+            view.add_row(kind, escape(spec.name), spec.dtype, _shape(spec), _axes(spec), bounds)
+    for state in contract.states:
+        first = "from zero" if state.initial is None else "from its own first value"
+        names = escape(f"{state.input} → {state.output}")
+        view.add_row("state", names, state.dtype, _shape(state), _axes(state), first)
+    for constant in contract.constants:
+        value = np.frombuffer(constant.value, constant.dtype)
+        view.add_row("constant", escape(constant.name), constant.dtype, "", "", np.array2string(value, threshold=4))
+    return view
+
+
+def asked_of(options: argparse.Namespace) -> Asked:
+    """The options as values; raises WrapError for one that doesn't read."""
+    return Asked(
+        states=_pairs("state", options.state),
+        inputs=tuple(options.input),
+        constants={name: _array("constant", value) for name, value in _pairs("constant", options.constant).items()},
+        initial={name: _array("initial", value) for name, value in _pairs("initial", options.initial).items()},
+        shapes={name: _layout(name, value) for name, value in _pairs("shape", options.shape).items()},
+        ranges={name: _range(name, value) for name, value in _pairs("range", options.range).items()},
+    )
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        name, value = _split(option, text)
+        if name in found:
+            raise WrapError(f"--{option} {name} is given twice")
+        found[name] = value
+    return found
+
+
+def _split(option: str, text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise WrapError(f"--{option} {text}: it has the form NAME=…")
+    return name, value
+
+
+def _array(option: str, text: str) -> npt.NDArray[Any]:
+    if text.endswith(".npy"):
+        try:
+            return np.asarray(np.load(text, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise WrapError(f"--{option}: {text} can't be read as an array: {error}") from error
+    words = {"true": True, "false": False}
+    try:
+        numbers = [words[part] if part in words else _number(part) for part in text.lower().split(",")]
+    except ValueError as error:
+        raise WrapError(f"--{option}: {text!r} is no number, list of numbers or .npy file") from error
+    return np.array(numbers[0] if len(numbers) == 1 else numbers)
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _layout(name: str, text: str) -> Layout:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part in _AXES or (part.isdecimal() and int(part) > 0) for part in parts):
+        raise WrapError(f"--shape {name}={text}: each axis is a size, 'batch' or 'time'")
+    return tuple(part if part in _AXES else int(part) for part in parts)
+
+
+def _range(name: str, text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    try:
+        bounds = int(low), int(high)
+    except ValueError as error:
+        raise WrapError(f"--range {name}={text}: it has the form LOW:HIGH") from error
+    if bounds[0] > bounds[1]:
+        raise WrapError(f"--range {name}={text}: {low} is more than {high}")
+    return bounds
+
+
+def _shape(spec: TensorSpec | StatePair) -> str:
+    return escape(str(list(spec.shape)))
+
+
+def _axes(spec: TensorSpec | StatePair) -> str:
+    names = {spec.batch_axis: "batch"}
+    if isinstance(spec, TensorSpec) and spec.time_axis is not None:
+        names[spec.time_axis] = "time"
+    rest = iter(spec.shape)
+    axes = [names[axis] if axis in names else str(next(rest)) for axis in range(len(names) + len(spec.shape))]
+    return escape(f"[{', '.join(axes)}]")
+
+
+def _how_it_runs(contract: Contract) -> str:
+    steps = "several steps of each" if contract.ragged else "one step of each"
+    return f"a run takes {steps}, its streams {contract.notes.get(wrap.BATCHES, 'together')}"
