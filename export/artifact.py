@@ -24,6 +24,7 @@ MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
 RESIDENT = "resident.onnx"
 PARITY = "parity.json"
+PAGE = "parity.html"
 ALIGNMENT = 64  # bytes, of each weight in the weights file
 SMALL = 64  # elements: integer constants up to this size stay in the graph, where shape inference sees them
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

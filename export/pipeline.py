@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto
 
-from export import artifact, checks, portable, resident
+from export import artifact, checks, faults, portable, resident
+from export.invariance import invariances
+from export.page import artifact_page
 from export.parity import STEPS, Levels
 from model.checkpoint import Checkpoint
 from model.contract import Certificate, Contract, ParityRecord
@@ -29,7 +31,7 @@ NOT_CHECKED = (
     "execution providers other than the CPU's (CUDA)",
     "processors other than the one named under machine",
     f"sequences of more than {max(STEPS)} steps",
-    "the answers over gRPC (`make demo` checks them)",
+    "the answers over gRPC (`make parity` checks them)",
 )
 Progress = Callable[[str, int, int], None]  # what is being done, how far, of how much
 
@@ -43,12 +45,27 @@ class ParityError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that was found out about one export; `curves` are the errors of y, step by step, at each level."""
+
+    records: tuple[ParityRecord, ...]
+    invariances: Mapping[str, bool] = field(default_factory=dict)
+    controls: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Proved:
-    """A finished artifact: where it is and what it promises."""
+    """A finished artifact: where it is, what it promises, and what was found just now."""
 
     folder: Path
     contract: Contract
-    records: tuple[ParityRecord, ...]
+    evidence: Evidence
+
+    @property
+    def records(self) -> tuple[ParityRecord, ...]:
+        """All comparisons."""
+        return self.evidence.records
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -63,14 +80,16 @@ def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress
     with artifact.staged(final) as folder:
         model, contract = _write_portable(checkpoint, folder, name)
         wrapped = _write_resident(model, contract, folder)
-        records = _prove(checkpoint.module, folder, contract, progress)
-        certified = replace(contract, certificate=_certificate(records, contract))
+        evidence = _prove(checkpoint.module, folder, contract, progress)
+        certified = replace(contract, certificate=_certificate(evidence, contract))
         assert certified.certificate is not None
         artifact.write_graph(model, folder / artifact.MODEL, certified)
         artifact.write_graph(wrapped, folder / artifact.RESIDENT, certified)
         artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
+        page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves)
+        (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         _read_back(folder, certified)
-    return Proved(final, certified, records)
+    return Proved(final, certified, evidence)
 
 
 def _write_portable(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[ModelProto, Contract]:
@@ -94,14 +113,30 @@ def _write_resident(model: ModelProto, contract: Contract, folder: Path) -> Mode
     return wrapped
 
 
-def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -> tuple[ParityRecord, ...]:
-    """All parity records; raises ParityError where one failed."""
+def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -> Evidence:
+    """All evidence; raises ParityError where a comparison failed."""
     levels = Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract)
+    planted = [fault for fault in faults.FAULTS if fault.fits(module)]
+    total = levels.batches + 1 + len(planted)
     records: list[ParityRecord] = []
-    progress("parity", 0, levels.batches)
+    curves: dict[str, list[float]] = {}
+    progress("parity", 0, total)
     for done, batch in enumerate(levels.records(), start=1):
         records += batch
-        progress("parity", done, levels.batches)
+        if all(record.steps == max(STEPS) for record in batch):
+            curves = {subject: errors.tolist() for subject, errors in levels.curves.items()}
+        progress("parity", done, total)
+    _refuse_failed(records)
+    held = invariances(folder / artifact.RESIDENT, contract)
+    controls = {}
+    for done, (name, ratio) in enumerate(faults.controls(module, contract), start=levels.batches + 2):
+        controls[name] = ratio
+        progress("planted faults", done, total)
+    return Evidence(tuple(records), held, controls, curves)
+
+
+def _refuse_failed(records: Sequence[ParityRecord]) -> None:
+    """Raise ParityError, naming the worst comparison, where one failed."""
     failed = [record for record in records if not record.passed]
     if failed:
         worst = max(failed, key=lambda record: max(record.rms_ratio, record.max_ratio))
@@ -111,10 +146,10 @@ def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -
             f" {worst.max_ratio:.3g} (max) times the yardstick, bars {worst.rms_bar:g} and {worst.max_bar:g}",
             tuple(records),
         )
-    return tuple(records)
 
 
-def _certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certificate:
+def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
+    """The evidence with today's date, this machine and the versions in use."""
     return Certificate(
         created=dt.datetime.now(dt.UTC).date().isoformat(),
         machine=f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
@@ -126,8 +161,10 @@ def _certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certi
             "numpy": np.__version__,
         },
         weights_digest=contract.weights_digest,
-        records=records,
+        records=evidence.records,
         not_checked=NOT_CHECKED,
+        invariances=evidence.invariances,
+        controls=evidence.controls,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
@@ -51,3 +51,21 @@ def _short(ratio: float) -> str:
 
 def _bar(record: ParityRecord) -> str:
     return "equal" if record.rms_bar == 0 else f"{record.rms_bar:g} / {record.max_bar:g}"
+
+
+def findings(invariances: Mapping[str, bool], controls: Mapping[str, float]) -> str:
+    """What changes no bit, and which planted faults were caught, in two lines."""
+    differing = [name for name, held in invariances.items() if not held]
+    unseen = [name for name, ratio in controls.items() if ratio == 0]
+    least = min((ratio for ratio in controls.values() if ratio > 0), default=0.0)
+    same = f"the same bytes whatever the {_listed([name for name, held in invariances.items() if held])}"
+    caught = (
+        f"{len(controls) - len(unseen)} of {len(controls)} planted faults caught, the faintest {least:,.0f} times over"
+    )
+    if differing:
+        same += f"; NOT whatever the {_listed(differing)}"
+    return f"{same}\n{caught}" + (f"; not seen in this model: {', '.join(unseen)}" if unseen else "")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -156,7 +156,12 @@ class ParityRecord:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The parity certificate: what was checked, on which machine, with which versions, and what came out."""
+    """The parity certificate: what was checked, on which machine, with which versions, and what came out.
+
+    `invariances` says which of a stream's circumstances changed no bit of its answers on that machine. `controls` are
+    faults that were planted into copies of the graphs, with the error found, in multiples of what would have passed
+    (0: this model's answers don't show it).
+    """
 
     created: str
     machine: str
@@ -164,6 +169,8 @@ class Certificate:
     weights_digest: str
     records: tuple[ParityRecord, ...]
     not_checked: tuple[str, ...] = ()
+    invariances: Mapping[str, bool] = field(default_factory=dict)
+    controls: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -287,6 +294,8 @@ def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
             for record in certificate.records
         ],
         "not_checked": list(certificate.not_checked),
+        "invariances": dict(certificate.invariances),
+        "controls": dict(certificate.controls),
     }
 
 
@@ -324,4 +333,6 @@ def _certificate(plain: Mapping[str, Any]) -> Certificate:
         weights_digest=str(plain["weights_digest"]),
         records=tuple(ParityRecord(**record) for record in plain["records"]),
         not_checked=tuple(plain["not_checked"]),
+        invariances={str(name): bool(held) for name, held in plain.get("invariances", {}).items()},
+        controls={str(name): float(ratio) for name, ratio in plain.get("controls", {}).items()},
     )

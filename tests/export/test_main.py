@@ -36,7 +36,7 @@ def export(*arguments: object) -> int:
 
 
 def test_an_export_and_a_second_proof(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The artifact has its four files, its contract the notes, the digest and the certificate, and it proves again."""
+    """The artifact has its five files, its contract the notes, the digest and the certificate, and it proves again."""
     out = tmp_path / "artifacts"
     assert export(weights, "--name", "letters", "--out", out) == 0
     shown = capsys.readouterr().out
@@ -46,6 +46,7 @@ def test_an_export_and_a_second_proof(weights: Path, tmp_path: Path, capsys: pyt
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.onnx",
         "model.onnx.data",
+        "parity.html",
         "parity.json",
         "resident.onnx",
     ]
