@@ -18,9 +18,10 @@ _SIDES = frozenset(
     re.findall(
         r"\w+",
         "in out input output next new prev previous old past present initial init final last current cur updated"
-        " n t x y o i",
+        " x y o i",
     )
 )
+_WEAK_SIDES = frozenset({"n", "t"})  # likewise, but a name of their own where nothing else is left
 _LETTER_AND_SIDE = re.compile(r"([hcs])[ntxyio]")  # hn, cx, …
 _LIKE_A_STATE = re.compile(r"(^|[^a-z])(h|c|hidden|cell|state|cache|memory|carry)($|[^a-z])")
 _RECURRENT_STATES = {5: 1, 6: 2}  # initial_h -> Y_h, initial_c -> Y_c: places among inputs and outputs
@@ -154,7 +155,8 @@ def _words(name: str) -> list[str]:
 def _stem(name: str) -> tuple[str, ...]:
     """What is left of a name without the words that tell before from after: h_in, h_out and hn are all h."""
     plain = [_LETTER_AND_SIDE.sub(r"\1", word) if len(word) == len("hn") else word for word in _words(name)]
-    return tuple(word for word in plain if word not in _SIDES)
+    left = tuple(word for word in plain if word not in _SIDES)
+    return tuple(word for word in left if word not in _WEAK_SIDES) or left
 
 
 def _stem_without_number(name: str) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, numpy_helper
 
 from export.artifact import SMALL
-from export.resident import PREFIX
-from export.subgraphs import all_graphs, given_names, rename, rename_values, used_names
+from export.resident import PREFIX, RECURRENT, SEQUENCE_LENS
+from export.subgraphs import all_graphs, all_nodes, given_names, rename, rename_values, used_names
 from model.contract import LENGTHS, READ_ROWS, SLAB_PREFIX, WRITE_ROWS
 
 OLDEST_OPSET = 13  # where Squeeze, Unsqueeze and Split take their axes as inputs
@@ -40,6 +40,7 @@ class Theirs:
     model: ModelProto
     defaults: dict[str, TensorProto] = field(default_factory=dict)  # inputs that had a value of their own
     declared: dict[str, ValueInfoProto] = field(default_factory=dict)  # the same inputs
+    lengths: list[str] = field(default_factory=list)  # inputs that only say how many steps each row has; left out
     renamed: dict[str, str] = field(default_factory=dict)  # our name -> theirs, where they differ
     added: dict[str, str] = field(default_factory=dict)  # outputs of ours -> the output of theirs that they repeat
 
@@ -73,6 +74,7 @@ def read(path: Path) -> Theirs:
     _lift_weights(theirs.model.graph)
     _rename_reserved(theirs)
     _take_defaults(theirs)
+    _take_lengths(theirs)
     _name_nodes(theirs.model.graph)
     del theirs.model.graph.value_info[:]
     return theirs
@@ -148,6 +150,21 @@ def _take_defaults(theirs: Theirs) -> None:
     for value in [value for value in graph.input if value.name in tensors]:
         theirs.defaults[value.name], theirs.declared[value.name] = tensors[value.name], value
         graph.input.remove(value)
+
+
+def _take_lengths(theirs: Theirs) -> None:
+    """Leave out the inputs that are sequence lengths and nothing else: a run then takes all steps that it is given."""
+    graph = theirs.model.graph
+    for value in list(graph.input):
+        takers = [node for node in all_nodes(graph.node) if value.name in node.input]
+        places = [
+            (node.op_type, place) for node in takers for place, name in enumerate(node.input) if name == value.name
+        ]
+        if places and all(op in RECURRENT and place == SEQUENCE_LENS for op, place in places):
+            for node in takers:
+                node.input[SEQUENCE_LENS] = ""
+            graph.input.remove(value)
+            theirs.lengths.append(theirs.renamed.get(value.name, value.name))
 
 
 def _names(values: Iterable[ValueInfoProto]) -> set[str]:

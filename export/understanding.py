@@ -107,10 +107,6 @@ def understand(theirs: Theirs, asked: Asked, folder: Path, *, together: bool) ->
         ragged=_may_be_ragged(trial, pairs),
     )
     streams, steps = (_fixed(values_in, trial.inputs, kind) for kind in (BATCH, TIME))
-    if streams > 1 and not together:
-        raise WrapError(
-            f"the graph's batch is fixed to {streams}, and it doesn't run with another; export it with a free one"
-        )
     return Understood(contract, {**trial.inputs, **trial.outputs}, trial.steps, streams, steps)
 
 

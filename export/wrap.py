@@ -152,6 +152,7 @@ def _first_that_holds(
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants])
     folded = _fold_constants(work)
+    work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
     notes = {MARK: work.theirs.path.name, "source": _digest(work.theirs.path)}
@@ -166,7 +167,7 @@ def _first_that_holds(
                 raise last from error
             last = error
             if together and len(ways) > 1:
-                work.remarks.append(f"one by one: {error}")
+                work.remarks.append(f"not together: {error}")
             continue
         contract = replace(found.contract, name=name, weights_digest=artifact.digest(weights), notes=notes)
         for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
@@ -204,7 +205,7 @@ def _try(
     _check_structure(folder, model, made, contract)
     if found.steps > 1:
         _check_steps_are_steps(folder, contract)
-    if folded:
+    if folded or (found.fixed_streams > 1 and not way.together):
         by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL
     else:
         by_hand = ByHand(
@@ -213,6 +214,7 @@ def _try(
             found.fixed_streams,
             found.fixed_steps,
             theirs=work.theirs.renamed | work.theirs.added,
+            lengths=tuple(work.theirs.lengths),
         )
         name = work.theirs.path.name
     return contract, _proved(folder, name, by_hand, work.progress, str(way))

@@ -40,6 +40,7 @@ class ByHand:
     streams: int = 1
     steps: int = 1
     theirs: Mapping[str, str] = field(default_factory=dict)  # our name -> their name, where they differ
+    lengths: tuple[str, ...] = ()  # inputs of theirs that say how many steps each row has
     _session: Any = None
 
     def __post_init__(self) -> None:
@@ -73,6 +74,8 @@ class ByHand:
         for constant in contract.constants:
             value = np.frombuffer(constant.value, constant.dtype)
             feeds[name_of(constant.name)] = value.reshape(constant.shape)
+        for name in self.lengths:
+            feeds[name] = np.full(self.streams, self.steps, np.int32)
         names = [*(spec.name for spec in contract.outputs), *(state.output for state in contract.states)]
         values = dict(zip(names, self._session.run([name_of(name) for name in names], feeds), strict=True))
         answer = {spec.name: batch_and_time(spec, values[spec.name])[0] for spec in contract.outputs}

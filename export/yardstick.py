@@ -180,4 +180,4 @@ def difference(answer: npt.NDArray[Any], exact: npt.NDArray[Any]) -> npt.NDArray
 
 
 def _rms(values: npt.NDArray[Any]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))  # narrow dtypes would overflow
