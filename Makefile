@@ -14,7 +14,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity serve stream demo test lint protos verify wheel clean
+.PHONY: help setup train export parity parity-full serve stream demo test lint protos verify wheel clean
 .DELETE_ON_ERROR:
 
 help: ## this page
@@ -45,8 +45,13 @@ export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=�
 	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME)
 	@$(if $(CHECKPOINT),,touch artifacts/bytelm/.exported)
 
-parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove the newest artifact of that name again
+parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove that artifact again, then the whole chain over a grid of models
 	$(PY) -m export prove artifacts/$(NAME)
+	$(PY) -m bench.parity_suite --trained artifacts/$(NAME)
+
+parity-full: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## the same with the slow end of the grid: tens of minutes
+	$(PY) -m export prove artifacts/$(NAME)
+	$(PY) -m bench.parity_suite --trained artifacts/$(NAME) --full
 
 serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## serve everything under artifacts/
 	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE)

@@ -106,6 +106,8 @@ def _prove(arguments: list[str], console: Console) -> None:
     with _progress(console) as progress:
         proved = (wrap if wrapped else pipeline).prove(options.path, progress=progress)
     console.print(wrap_command.table(proved.contract) if wrapped else parity_table(proved.records))
+    if isinstance(proved, pipeline.Proved):
+        console.print(findings(proved.evidence.invariances, proved.evidence.controls))
     console.print(f"{proved.folder} is proved again by {len(proved.records)} comparisons; its weights are unchanged")
 
 

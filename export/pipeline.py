@@ -92,6 +92,13 @@ def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress
     return Proved(final, certified, evidence)
 
 
+def write_graphs(checkpoint: Checkpoint, folder: Path, name: str) -> Contract:
+    """Both graphs and their weights, checked but not proved: for suites that prove them in their own way."""
+    model, contract = _write_portable(checkpoint, folder, name)
+    _write_resident(model, contract, folder)
+    return contract
+
+
 def _write_portable(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[ModelProto, Contract]:
     """Build, write and check model.onnx and the weights file."""
     model = portable.build(checkpoint.module)

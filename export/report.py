@@ -28,7 +28,7 @@ def parity_table(records: Iterable[ParityRecord]) -> Table:
         if shown and subject != shown:
             view.add_section()
         members = [record for record in records if (record.subject, record.tensor) == (subject, tensor)]
-        cells = [_ratios([record for record in members if record.steps == count]) for count in steps]
+        cells = [ratios([record for record in members if record.steps == count]) for count in steps]
         if all(record.rms_bar == 0 for record in members):
             cells = ["bit for bit" if member.passed else "differs" for member in members[:1]] + [""] * (len(steps) - 1)
         verdict = "[green]ok[/green]" if all(record.passed for record in members) else "[red]FAILED[/red]"
@@ -37,7 +37,8 @@ def parity_table(records: Iterable[ParityRecord]) -> Table:
     return view
 
 
-def _ratios(records: list[ParityRecord]) -> str:
+def ratios(records: list[ParityRecord]) -> str:
+    """The worst ratios, rms / max; nothing where there are no records."""
     if not records:
         return ""
     return f"{_short(max(r.rms_ratio for r in records))} / {_short(max(r.max_ratio for r in records))}"
