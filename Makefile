@@ -16,6 +16,7 @@ REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requiremen
 .DEFAULT_GOAL := help
 .PHONY: help setup train export parity parity-full serve stream demo test lint protos verify wheel clean
 .DELETE_ON_ERROR:
+FORCE:
 
 help: ## this page
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,13 +38,13 @@ train: | $(VENV)/.done ## train the demo model (a byte-level language model) ane
 	$(PY) -m model.train --out $(BYTELM)
 
 # Versions never change: a demo model trained anew is exported as the next one.
-artifacts/bytelm/.exported: $(BYTELM)
+artifacts/bytelm/.exported: $(BYTELM) $(if $(wildcard artifacts/bytelm/*/resident.onnx),,FORCE)
 	$(PY) -m export $(BYTELM) --name bytelm
 	@touch $@
 
 export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=…: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
 	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME)
-	@$(if $(CHECKPOINT),,touch artifacts/bytelm/.exported)
+	@$(if $(CHECKPOINT)$(filter-out bytelm,$(NAME)),,touch artifacts/bytelm/.exported)
 
 parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove that artifact again, then the whole chain over a grid of models
 	$(PY) -m export prove artifacts/$(NAME)

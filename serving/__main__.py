@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         help="steps a stream may have waiting before its next message isn't read (%(default)s)")  # fmt: skip
     add("--max-waiting-steps", type=int, default=limits.max_waiting_steps, metavar="N",
         help="steps waiting in all streams of a model before more are refused (%(default)s)")  # fmt: skip
+    add("--max-waiting-bytes", type=int, default=limits.max_waiting_bytes, metavar="N",
+        help="the same in bytes of inputs (%(default)s)")  # fmt: skip
     add("--max-message-bytes", type=int, default=limits.max_message_bytes, metavar="N", help="(%(default)s)")
     add("--max-unsent-bytes", type=int, default=limits.max_unsent_bytes, metavar="N",
         help="answers a client may leave unread before its stream waits (%(default)s)")  # fmt: skip
@@ -96,7 +99,11 @@ def _set_up_logs(choice: str) -> None:
             *(
                 [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
                 if json
-                else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+                else [
+                    structlog.dev.ConsoleRenderer(
+                        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                    )
+                ]
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -125,7 +132,8 @@ def main() -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"listening on {server.address}", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever started it needn't listen to it
+        print(f"listening on {server.address}", flush=True)
     while not leave.wait(1.0):
         server.look()
     return 0 if server.drain() else 1

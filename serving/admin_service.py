@@ -26,7 +26,7 @@ def add_admin_service(server: grpc.Server, front: Front) -> None:
 
     def get_model(request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
         try:
-            lane = front.lanes.find(request.model, request.version)
+            lane = front.find(request.model, request.version)
         except Refusal as refusal:
             front.stats.refusals[refusal.reason] += 1
             context.set_trailing_metadata(trailing(refusal))

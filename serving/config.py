@@ -10,6 +10,27 @@ from pathlib import Path
 
 from serving.errors import ConfigError
 
+UINT32_MAX = 2**32 - 1
+LARGEST = 2**30  # of any count or size: what is passed on to clients and to gRPC has 32 bits, some of it signed
+LONGEST_GRACE = 7 * 24 * 3600.0  # seconds
+
+
+def _check_counts(values: Limits | Batching) -> None:
+    for name in values.__dataclass_fields__:
+        value = getattr(values, name)
+        if not 1 <= value <= LARGEST:
+            raise ConfigError(f"{name} is {value}; it must be from 1 to {LARGEST}")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """HOST:PORT taken apart; IPv6 hosts stand in brackets. Raises ConfigError."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{address!r} isn't an address; it must be HOST:PORT, with a port from 0 to 65535")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ConfigError(f"{address!r}: write an IPv6 host in brackets, as in [::1]:50051")
+    return host, int(port)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -22,18 +43,17 @@ class Limits:
     # Steps a stream may have waiting before its next message isn't read (flow control reaches the client). Too low:
     # pipelining stalls; too high: a fast client's work piles up here instead of there.
     window_steps: int = 2048
-    # Steps waiting in all streams of a model before new ones are refused. Bounds memory under overload.
+    # Steps waiting in all streams of a model before new ones are refused, and the same in bytes of inputs. Bound the
+    # memory that waits under overload.
     max_waiting_steps: int = 1_000_000
+    max_waiting_bytes: int = 256 << 20
     # Bytes of one message. gRPC itself cuts off at twice this, so that the refusal with our text comes first.
-    max_message_bytes: int = 4 << 20
+    max_message_bytes: int = 1 << 20
     # Bytes of answers a client may leave unread before its stream stops being computed.
     max_unsent_bytes: int = 1 << 20
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        _check_counts(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +69,7 @@ class Batching:
     max_run_steps: int = 512
 
     def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        _check_counts(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +95,5 @@ class ServerConfig:
             raise ConfigError(f"device {self.device!r}: this version serves on 'cpu' only")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
-        if self.grace < 0:
-            raise ConfigError(f"grace is {self.grace} s; it must not be negative")
+        if not 0 <= self.grace <= LONGEST_GRACE:
+            raise ConfigError(f"grace is {self.grace} s; it must be from 0 to {LONGEST_GRACE:.0f}")

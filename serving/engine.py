@@ -48,7 +48,10 @@ class Engine:
         self.max_batch = max_batch
         self.slice_steps = slice_steps if self.contract.ragged else 1
         self._room = max(max_batch, max_run_steps)  # steps in one run, padding included
-        self._slabs = [np.zeros((rows, slab.width), dtype=slab.dtype) for slab in self.contract.slabs()]
+        try:
+            self._slabs = [np.zeros((rows, slab.width), dtype=slab.dtype) for slab in self.contract.slabs()]
+        except MemoryError as error:
+            raise ConfigError(f"no memory for {rows} rows of {self.row_bytes} bytes; lower --max-streams") from error
         for slab, values in zip(self.contract.slabs(), self._slabs, strict=True):
             values[0] = slab.initial_row()
         self._lengths = np.ones(max_batch, dtype=np.int32)  # [B]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cellstream.v1 import stream_inference_pb2 as pb
-from serving.config import Limits
+from serving.config import UINT32_MAX, Limits
 from serving.errors import CannotResume, TooLarge
 from serving.lane import Lane, Lanes
 from serving.stats import ServerStats
@@ -58,14 +58,17 @@ class Front:
         if len(data) > self.limits.max_message_bytes:
             raise TooLarge(f"a message of {len(data)} bytes; the limit is {self.limits.max_message_bytes} bytes")
 
+    def find(self, model: str, version: int) -> Lane:
+        """A served model. Raises UnknownModel, or TooLarge for a name that no answer could repeat."""
+        check_name("model", model)
+        return self.lanes.find(model, version)
+
     def open(self, opening: pb.Open, sink: Sink) -> tuple[Lane, Stream, pb.Opened]:
         """Open the stream that a client asks for. Raises the Refusal to answer if it can't be had."""
         if opening.resume_token:
             raise CannotResume("this server keeps no checkpoints, so no stream can be resumed; open a new one")
-        for field_name, text in (("model", opening.model), ("stream_id", opening.stream_id)):
-            if len(text) > MAX_NAME:
-                raise TooLarge(f"a {field_name} of {len(text)} characters; the limit is {MAX_NAME}")
-        lane = self.lanes.find(opening.model, opening.version)
+        check_name("stream_id", opening.stream_id)
+        lane = self.find(opening.model, opening.version)
         stream = lane.streams.open(opening.stream_id, sink)
         lane.stats.opened += 1
         opened = pb.Opened(
@@ -80,6 +83,12 @@ class Front:
         return lane, stream, opened
 
 
+def check_name(what: str, text: str) -> None:
+    """Raise TooLarge for a name that is longer than one may be."""
+    if len(text) > MAX_NAME:
+        raise TooLarge(f"a {what} of {len(text)} characters; the limit is {MAX_NAME}")
+
+
 def micros(seconds: float) -> int:
-    """Seconds as whole microseconds, never negative."""
-    return max(0, int(seconds * 1e6))
+    """Seconds as whole microseconds, within what the protocol's uint32 holds (a held stream may wait for hours)."""
+    return min(max(0, int(seconds * 1e6)), UINT32_MAX)

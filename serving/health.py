@@ -22,6 +22,7 @@ class Health:
         self._lanes = lanes
         self._servicer = health.HealthServicer()
         self._working = False
+        self._dead = False
         self._said: dict[str, bool] = {}
         self._lock = threading.Lock()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
@@ -32,6 +33,7 @@ class Health:
     def update(self, *, working: bool) -> None:
         """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""
         with self._lock:
+            working = working and not self._dead
             self._working = working
             everything = working and all(lane.ready for lane in self._lanes)
             for name in ("", SERVICE):
@@ -40,6 +42,12 @@ class Health:
                 self._say(f"{lane.name}/{lane.version}", serving=working and lane.ready)
             for lane in self._lanes.newest():
                 self._say(lane.name, serving=working and lane.ready)
+
+    def die(self) -> None:
+        """Say NOT_SERVING for good: the loop has died, whatever an update that is under way may think."""
+        with self._lock:
+            self._dead = True
+        self.update(working=False)
 
     def leave(self) -> None:
         """Say NOT_SERVING to everybody from now on, whatever happens."""

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.config import host_and_port
 from serving.front import Front
 from serving.lane import Lane
 from serving.stats import Histogram
@@ -78,8 +79,8 @@ def serve_metrics(front: Front, address: str) -> int:
     """Serve /metrics on host:port; returns the port (for port 0: the one chosen)."""
     registry = CollectorRegistry()
     registry.register(_Scrape(front))
-    host, _, port = address.rpartition(":")
-    server, _thread = start_http_server(int(port), addr=host or "127.0.0.1", registry=registry)
+    host, port = host_and_port(address)
+    server, _thread = start_http_server(port, addr=host.strip("[]"), registry=registry)
     return int(server.server_port)
 
 

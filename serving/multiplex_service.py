@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
-from serving.errors import InvalidInput, Refusal, WrongPhase
+from serving.errors import InvalidInput, Refusal, TooLarge, WrongPhase
 from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.status import code_of, trailing
@@ -171,6 +171,7 @@ class MultiplexCall:
             request = pb.MultiplexRequest.FromString(data)
         except DecodeError:
             raise InvalidInput("the message isn't a cellstream.v1.MultiplexRequest") from None
+        self._check_entries(request)
         for opening in request.opens:
             self._open(opening.key, opening.open)
         for rows in request.steps:
@@ -181,6 +182,13 @@ class MultiplexCall:
                 self.ended(key, WrongPhase(f"no stream with key {key} is open in this call"))
             else:
                 member.lane.streams.finish(member.stream)
+
+    def _check_entries(self, request: pb.MultiplexRequest) -> None:
+        # Each entry may be answered: without a bound a small message could ask for a huge answer.
+        entries = len(request.opens) + len(request.closes) + sum(max(len(rows.keys), 1) for rows in request.steps)
+        limit = 2 * self._front.limits.max_streams
+        if entries > limit:
+            raise TooLarge(f"a message of {entries} opens, closes and keys; the limit is {limit}")
 
     def _open(self, key: int, opening: pb.Open) -> None:
         if key in self._members:

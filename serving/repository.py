@@ -6,12 +6,15 @@ Owns the layout and the check of the certificate against the weights. Reads file
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.contract import Contract
 from serving.errors import ConfigError
 
+_VERSION = re.compile("[1-9][0-9]*")
+MAX_VERSION = 2**63 - 1  # the protocol's int64
 GRAPH = "resident.onnx"
 WEIGHTS = "model.onnx.data"
 
@@ -35,7 +38,7 @@ def find_artifacts(root: Path) -> list[Artifact]:
     found = [
         Artifact(name=path.parent.parent.name, version=int(path.parent.name), path=path.parent)
         for path in sorted(root.glob(f"*/*/{GRAPH}"))
-        if path.parent.name.isdecimal() and int(path.parent.name) > 0
+        if _VERSION.fullmatch(path.parent.name) and int(path.parent.name) <= MAX_VERSION
     ]
     if not found:
         raise ConfigError(f"no model under {root}/ (looked for <name>/<version>/{GRAPH}); make one with `make export`")

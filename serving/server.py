@@ -14,11 +14,10 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
 
 from serving import multiplex_service, stream_service
 from serving.admin_service import add_admin_service
-from serving.config import ServerConfig
+from serving.config import ServerConfig, host_and_port
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.front import SERVICE, Front
@@ -26,13 +25,14 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
+from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
 from serving.stats import ServerStats
 from serving.streams import slab_rows
 from serving.wire import SERVER_OPTIONS, Wire
 
 STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
-_ADMIN_THREADS = 4
+_ADMIN_THREADS = 64  # started when needed; a call that sends nothing holds one until its deadline
 _LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class Server:
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         add_admin_service(self._server, self.front)
         self.health = Health(self._server, self.lanes)
-        reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._server)
+        add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"))
         self._wire = Wire(
             self._server,
             {
@@ -61,7 +61,7 @@ class Server:
             },
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
-        self.loop.on_death = lambda: self.health.update(working=False)
+        self.loop.on_death = self.health.die
         self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
         self.metrics_port: int | None = None
 
@@ -70,7 +70,7 @@ class Server:
         if self._config.metrics_listen is not None:
             try:
                 self.metrics_port = serve_metrics(self.front, self._config.metrics_listen)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, OverflowError) as error:
                 raise ConfigError(f"can't serve metrics on {self._config.metrics_listen!r}: {error}") from error
         self._server.start()
         self._wire.start()
@@ -156,9 +156,11 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
 
 
 def _bind(server: grpc.Server, address: str) -> str:
+    host, asked = host_and_port(address)
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_insecure_port(f"{host}:{asked}")
     except RuntimeError as error:
         raise ConfigError(f"can't listen on {address!r}; is another server there? (--listen HOST:PORT)") from error
-    host, _, _ = address.rpartition(":")
+    if asked not in (0, port):
+        raise ConfigError(f"can't listen on {address!r}: port {port} was bound instead")
     return f"{host}:{port}"

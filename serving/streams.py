@@ -104,6 +104,7 @@ class Streams:
     def __init__(self, *, check: InputCheck, limits: Limits, batching: Batching) -> None:
         self._check = check
         self._limits = limits
+        self._most_waiting = min(limits.max_waiting_steps, max(1, limits.max_waiting_bytes // sum(check.step_bytes)))
         self.rows = Rows(slab_rows(limits, batching))
         self.batcher: Batcher[Stream] = Batcher(
             max_batch=batching.max_batch, slice_steps=batching.slice_steps, max_run_steps=batching.max_run_steps
@@ -145,10 +146,10 @@ class Streams:
             raise OutOfOrder(f"first_step is {first_step}; the stream's next step is {stream.accepted_step + 1}")
         if known >= steps:
             return
-        if self.batcher.waiting_steps + steps - known > self._limits.max_waiting_steps:
+        if self.batcher.waiting_steps + steps - known > self._most_waiting:
             raise Overloaded(
                 f"{self.batcher.waiting_steps} steps are waiting, and {steps - known} more would pass the limit of "
-                f"{self._limits.max_waiting_steps}; try again later"
+                f"{self._most_waiting}; try again later"
             )
         if known:
             sizes = self._check.step_bytes

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,14 @@ from serving.stream_service import StreamCall
 from tests.serving.test_lane import Clock, SumEngine
 from tests.serving.test_streams import pack, unpack
 
-LIMITS = Limits(max_streams=6, max_steps_per_message=9, window_steps=9, max_waiting_steps=40, max_message_bytes=2000)
+LIMITS = Limits(
+    max_streams=6,
+    max_steps_per_message=9,
+    window_steps=9,
+    max_waiting_steps=40,
+    max_message_bytes=2000,
+    max_unsent_bytes=120,
+)
 
 
 class FakeCall:
@@ -128,6 +136,9 @@ def play(kind: type, messages: list[bytes], ends: str, *, reads: bool) -> None:
     handler.on_closed(cancelled=True)
     lane.streams.check()
     assert lane.streams.live == 1, "something of the call is left"
+    if not reads:
+        # A client that reads nothing is computed no further than its outbox, and one run beyond.
+        assert call.unsent_bytes <= 16 * LIMITS.max_unsent_bytes + 2000
     answers = [pb.StreamResponse.FromString(data) for data in neighbour_call.sent]
     sums = [value for answer in answers for tensor in answer.outputs.outputs for value in unpack(tensor)]
     assert sums == [float(step) for step in range(1, len(messages) + 1)]
@@ -161,3 +172,83 @@ def test_stream_that_is_open_takes_whatever_comes(messages: list[bytes], ends: s
 def test_multiplex_takes_whatever_comes(messages: list[bytes], ends: str, reads: bool) -> None:
     """Any messages on a Multiplex call: answered or refused, nothing raised, the neighbour's sums are right."""
     play(MultiplexCall, messages, ends, reads=reads)
+
+
+def steady(kind: type) -> tuple[FakeCall, int]:
+    """A client that sends whenever it is let and never reads: its call, and how many steps it could send."""
+    front, lane = make_front()
+    call = FakeCall(reads=False)
+    handler = kind(front, call)
+    opening, step = pb.Open(model="sum"), 0
+    if kind is StreamCall:
+        handler.on_message(pb.StreamRequest(open=opening).SerializeToString())
+    else:
+        handler.on_message(pb.MultiplexRequest(opens=[pb.MultiplexOpen(key=1, open=opening)]).SerializeToString())
+    for _ in range(500):
+        if call.receiving:
+            call.receiving = False
+            step += 1
+            if kind is StreamCall:
+                chunk = pb.Chunk(first_step=step, steps=1, inputs=pack([1.0]))
+                handler.on_message(pb.StreamRequest(chunk=chunk).SerializeToString())
+            else:
+                rows = pb.StepRows(keys=[1], first_steps=[step], tensors=pack([1.0]))
+                handler.on_message(pb.MultiplexRequest(steps=[rows]).SerializeToString())
+        lane.turn()
+        front.flush()
+    return call, step
+
+
+@pytest.mark.parametrize("kind", [StreamCall, MultiplexCall])
+def test_a_client_that_never_reads_is_stopped(kind: type) -> None:
+    """Its outbox is bounded, its next message isn't received, and it gets no more turns."""
+    call, sent = steady(kind)
+    assert call.status is None
+    assert call.unsent_bytes < LIMITS.max_unsent_bytes + 60
+    assert sent < 40
+    assert not call.receiving
+
+
+@pytest.mark.parametrize("kind", [StreamCall, MultiplexCall])
+def test_a_held_stream_gets_no_turns(kind: type) -> None:
+    """Chunks that were taken before the outbox was full wait, and aren't computed into it."""
+    front, lane = make_front()
+    call = FakeCall(reads=False)
+    handler = kind(front, call)
+    opening = pb.Open(model="sum")
+    if kind is StreamCall:
+        handler.on_message(pb.StreamRequest(open=opening).SerializeToString())
+    else:
+        handler.on_message(pb.MultiplexRequest(opens=[pb.MultiplexOpen(key=1, open=opening)]).SerializeToString())
+    call.unsent_bytes = LIMITS.max_unsent_bytes - 1
+    for first in (1, 10):  # two chunks of nine steps, in slices of four
+        if kind is StreamCall:
+            chunk = pb.Chunk(first_step=first, steps=9, inputs=pack([1.0] * 9))
+            handler.on_message(pb.StreamRequest(chunk=chunk).SerializeToString())
+        else:
+            rows = pb.StepRows(keys=[1], first_steps=[first], steps=[9], tensors=pack([1.0] * 9))
+            handler.on_message(pb.MultiplexRequest(steps=[rows]).SerializeToString())
+    for _ in range(10):
+        lane.turn()
+        front.flush()
+    assert lane.stats.steps == 4, "one slice filled the outbox, and more were computed"
+    call.unsent_bytes = 0
+    call.reads = True
+    handler.on_sent()
+    for _ in range(10):
+        lane.turn()
+        front.flush()
+    assert lane.stats.steps == 18
+
+
+def test_a_stream_that_waited_for_hours_is_answered() -> None:
+    """The protocol's microseconds end at 71 minutes; a longer wait is told as that, and nothing breaks."""
+    front, lane = make_front()
+    call = FakeCall()
+    handler = StreamCall(front, call)  # type: ignore[arg-type]
+    handler.on_message(pb.StreamRequest(open=pb.Open(model="sum")).SerializeToString())
+    chunk = pb.Chunk(first_step=1, steps=1, inputs=pack([1.0]))
+    handler.on_message(pb.StreamRequest(chunk=chunk).SerializeToString())
+    lane._clock.now += 5 * 3600.0  # type: ignore[attr-defined]
+    lane.turn()
+    assert pb.StreamResponse.FromString(call.sent[-1]).outputs.queue_us == 2**32 - 1

@@ -187,6 +187,10 @@ def test_closing_one_stream_and_using_its_key_again(channel: grpc.Channel) -> No
     [
         (b"\xff\xff", "isn't a cellstream.v1.MultiplexRequest"),
         (bytes(100_001), "limit is 100000 bytes"),
+        (pb.MultiplexRequest(closes=[7] * 41), "41 opens, closes and keys; the limit is 40"),
+        (pb.MultiplexRequest(opens=[pb.MultiplexOpen()] * 41), "41 opens, closes and keys"),
+        (pb.MultiplexRequest(steps=[pb.StepRows(keys=[5] * 20)] * 3), "60 opens, closes and keys"),
+        (pb.MultiplexRequest(steps=[pb.StepRows()] * 41), "41 opens, closes and keys"),
         (pb.MultiplexRequest(steps=[pb.StepRows(keys=[1, 2], first_steps=[1])]), "2 keys, 1 first_steps"),
         (pb.MultiplexRequest(steps=[pb.StepRows(keys=[1, 1], first_steps=[1, 1])]), "a key stands twice"),
         (pb.MultiplexRequest(steps=[pb.StepRows(keys=[1], first_steps=[1])]), "0 input tensors"),

@@ -83,13 +83,20 @@ def test_a_port_that_is_taken_is_said(artifacts: Path) -> None:
     [
         (["--model-repository", "/nonexistent"], "make export"),
         (["--device", "cuda"], "'cuda': this version serves on 'cpu' only"),
-        (["--max-streams", "0"], "max_streams is 0; it must be at least 1"),
+        (["--max-streams", "0"], "max_streams is 0; it must be from 1 to"),
+        (["--window-steps", "5000000000"], "window_steps is 5000000000; it must be from 1 to"),
         (["--grace", "-1"], "grace is -1.0 s"),
+        (["--grace", "nan"], "grace is nan s"),
+        (["--listen", "127.0.0.1"], "'127.0.0.1' isn't an address; it must be HOST:PORT"),
+        (["--listen", "127.0.0.1:99999"], "with a port from 0 to 65535"),
+        (["--listen", "::1:50051"], "in brackets"),
+        (["--metrics-listen", "127.0.0.1:99999", "--listen", "127.0.0.1:0"], "with a port from 0 to 65535"),
     ],
 )
-def test_options_that_can_not_be_had(options: list[str], text: str) -> None:
+def test_options_that_can_not_be_had(artifacts: Path, options: list[str], text: str) -> None:
     """An operator's mistake is one line that names it, and status 2."""
-    assert text in failed_start(*options)
+    repository = [] if "--model-repository" in options else ["--model-repository", str(artifacts)]
+    assert text in failed_start(*repository, *options)
 
 
 def test_a_damaged_graph_is_said(artifacts: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def certificate(weights: bytes = b"weights", *records: ParityRecord) -> Certific
 
 def test_versions_are_numbers_and_everything_else_is_passed_over(tmp_path: Path) -> None:
     """Only <name>/<number>/resident.onnx counts, so a half-written export is never served."""
-    for version in ("1", "2", "10", "0", "latest", ".tmp-3"):
+    for version in ("1", "2", "10", "0", "01", "٣", "9" * 20, "latest", ".tmp-3"):
         (tmp_path / "a" / version).mkdir(parents=True)
         (tmp_path / "a" / version / GRAPH).touch()
     (tmp_path / "a" / "4").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -425,6 +426,8 @@ def test_list_models_and_get_model(channel: grpc.Channel) -> None:
     refused: Any = error.value
     assert refused.code() is grpc.StatusCode.NOT_FOUND
     assert dict(refused.trailing_metadata())["cellstream-reason"] == "unknown_model"
+    with pytest.raises(grpc.RpcError, match="a model of 1000 characters; the limit is 256"):
+        get(pb.GetModelRequest(model="x" * 1000), timeout=SECONDS)
 
 
 def health_of(channel: grpc.Channel, service: str) -> int:
@@ -445,6 +448,30 @@ def test_health_per_model_and_reflection(channel: grpc.Channel) -> None:
     )
     services = {service.name for service in answer.list_services_response.service}
     assert {"cellstream.v1.StreamInference", "grpc.health.v1.Health"} <= services
+
+
+def test_idle_reflection_calls_do_not_take_the_threads_of_health(channel: grpc.Channel) -> None:
+    """However many stay open and silent, health and GetModel answer; those past the limit are refused."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    released = threading.Event()
+
+    def silent() -> Iterator[Any]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        released.wait(SECONDS)
+
+    calls: list[Any] = [stub.ServerReflectionInfo(silent(), timeout=SECONDS) for _ in range(12)]
+    answered, refused = [], []
+    for call in calls:
+        try:
+            answered.append(next(call))
+        except grpc.RpcError as error:
+            refused.append(error)
+    assert len(answered) == 8
+    assert all("the limit is 8" in str(error) for error in refused)
+    assert health_of(channel, "vectors") == health_pb2.HealthCheckResponse.SERVING
+    released.set()
+    for call in calls:
+        call.cancel()
 
 
 def test_watching_health_tells_changes_only(fragile: Server) -> None:
@@ -568,6 +595,9 @@ def test_a_loop_that_dies_leaves_nobody_waiting(fragile: Server) -> None:
             assert "ZeroDivision" not in details
         assert health_of(connection, "") == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not fragile.loop.alive
+    fragile.health.update(working=True)  # as a look that was under way when it died would
+    with grpc.insecure_channel(fragile.address) as connection:
+        assert health_of(connection, "") == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def test_going_away(artifacts: Path) -> None:
