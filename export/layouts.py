@@ -194,7 +194,9 @@ def _layout_of(
     if not together:
         places = [axis for axis, size in enumerate(layout) if size == 1][:1]
     if len(places) != 1 or (together and shape[places[0]] != STREAMS):
-        raise WrapError(f"output {name!r} {list(shape)} has no axis that is one per stream")
+        raise WrapError(
+            f"output {name!r} {list(shape)} has no axis that is one per stream; --output chooses among outputs"
+        )
     layout[places[0]] = BATCH
     return tuple(layout)
 

@@ -50,7 +50,7 @@ def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Sequence[str]) -
                 f"input {name!r} looks like a state, and its successor could be {_listed(alike)}: say --state"
                 f" {name}=OUT (and every other pair), or --input {name} if it is no state"
             )
-    return pairs
+    return {name: pairs[name] for name in inputs if name in pairs}
 
 
 def _checked(

@@ -27,6 +27,10 @@ class ResidentError(ValueError):
     """This graph can't be wrapped into a resident one; the text says why."""
 
 
+class BackwardsError(ResidentError):
+    """A node reads its sequence from its end, which a stream doesn't have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A tensor [1, B, size] that stands for `size` neighbouring elements of a row."""
@@ -98,7 +102,7 @@ def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
         if node.op_type not in RECURRENT:
             continue
         if _attribute(node, "direction", b"forward") != b"forward":
-            raise ResidentError(f"node {node.name!r} reads its sequence backwards, which a stream can't")
+            raise BackwardsError(f"node {node.name!r} reads its sequence backwards, which a stream can't")
         inputs = list(node.input) + [""] * (SEQUENCE_LENS + 1 - len(node.input))
         if inputs[SEQUENCE_LENS] and ragged:
             raise ResidentError(f"node {node.name!r} has sequence lengths of its own ({inputs[SEQUENCE_LENS]!r})")

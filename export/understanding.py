@@ -5,7 +5,7 @@ Owns what is asked by options and how it meets what the graph says. Runs the gra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Asked:
 
     states: Mapping[str, str] = field(default_factory=dict)  # all pairs, or none
     inputs: tuple[str, ...] = ()  # no states, whatever they are called
+    outputs: tuple[str, ...] = ()  # what clients get, states aside; empty is everything
     constants: Mapping[str, Array] = field(default_factory=dict)
     initial: Mapping[str, Array] = field(default_factory=dict)
     shapes: Mapping[str, Layout] = field(default_factory=dict)
@@ -56,6 +57,7 @@ def understand(theirs: Theirs, asked: Asked, folder: Path, *, together: bool) ->
     """
     _check_asked(theirs, asked)
     pairs = find_pairs(theirs, asked.states, (*asked.inputs, *asked.constants))
+    _keep_outputs(theirs, pairs, asked.outputs)
     _give_something(theirs, pairs)
     constants = _constants(theirs, asked)
     values_in = {value.name: value for value in theirs.inputs if value.name not in asked.constants}
@@ -134,13 +136,35 @@ def _check_asked(theirs: Theirs, asked: Asked) -> None:
                 raise WrapError(f"--{option} {name}: no input is called so; there are {', '.join(sorted(names))}")
 
 
+def _keep_outputs(theirs: Theirs, pairs: Mapping[str, str], wanted: Sequence[str]) -> None:
+    """Leave out the outputs that nobody asked for."""
+    graph = theirs.model.graph
+    names = {value.name for value in graph.output}
+    for name in wanted:
+        if name not in names:
+            raise WrapError(f"--output {name}: no output is called so; there are {', '.join(sorted(names))}")
+    for value in list(graph.output):
+        if wanted and value.name not in (*wanted, *pairs.values()):
+            graph.output.remove(value)
+    both = [name for name in wanted if name in pairs.values()]
+    for name in both:
+        _repeat(theirs, name)
+
+
 def _give_something(theirs: Theirs, pairs: Mapping[str, str]) -> None:
     """Where the states are all that a graph gives, let the first be its output too."""
     graph = theirs.model.graph
     if any(value.name not in pairs.values() for value in graph.output):
         return
-    source = next(value for value in graph.output if value.name in pairs.values())
-    name = f"{source.name}_value"
+    _repeat(theirs, next(value.name for value in graph.output if value.name in pairs.values()))
+
+
+def _repeat(theirs: Theirs, state: str) -> None:
+    """Let clients get a state's successor too."""
+    graph, name = theirs.model.graph, f"{state}_value"
+    if name in theirs.added:
+        return
+    source = next(value for value in graph.output if value.name == state)
     graph.node.append(helper.make_node("Identity", [source.name], [name], name=f"{name}/Identity"))
     copy = ValueInfoProto()
     copy.CopyFrom(source)

@@ -5,38 +5,20 @@ Owns that order and what is asked of it. Whatever raises, nothing appears under 
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
-import platform
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import onnx
-import onnxruntime as ort
-
-from export import artifact, checks, resident, wrap_parity
+from export import artifact, checks, resident, wrap_parity, wrap_proof
 from export.layouts import AmbiguousError
 from export.theirs import Theirs, WrapError, fold, one_line, read, restore
 from export.understanding import Asked, Understood, fitted, loosened, understand
 from export.wrap_parity import ByHand
-from model.contract import Certificate, Contract, ParityRecord
+from model.contract import Contract, ParityRecord
 
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
 BATCHES = "batches"  # the note that says how the graph takes them
-NOT_CHECKED = (
-    "PyTorch, or anything in float64: the comparison is with the graph itself, as ONNX Runtime runs it",
-    "execution providers other than the CPU's (CUDA)",
-    "processors other than the one named under machine",
-    "the answers over gRPC",
-)
-_DIVERGES = 0.05  # of the largest value: a graph that sees several steps as one differs by more
-_WHOLE = 6  # steps of that comparison
-Progress = Callable[[str, int, int], None]
 
 
 class Batching(StrEnum):
@@ -45,14 +27,6 @@ class Batching(StrEnum):
     AUTO = "auto"
     TOGETHER = "together"
     ALONE = "alone"
-
-
-class WrapParityError(WrapError):
-    """The wrapped graph doesn't give the bytes of theirs; `records` say where."""
-
-    def __init__(self, message: str, records: tuple[ParityRecord, ...]) -> None:
-        super().__init__(message)
-        self.records = records
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +61,7 @@ def wrap(
     name: str,
     asked: Asked | None = None,
     batching: Batching = Batching.AUTO,
-    progress: Progress = silent,
+    progress: wrap_proof.Progress = silent,
 ) -> Wrapped:
     """Make the ONNX file `path` a resident artifact in the folder `final`, which appears only when it is proved.
 
@@ -98,7 +72,7 @@ def wrap(
     with artifact.staged(final) as folder:
         ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
         contract, records = _first_that_holds(work, folder, name, ways)
-        certificate = _certificate(records, contract)
+        certificate = wrap_proof.certificate(records, contract)
         certified = replace(contract, certificate=certificate)
         for graph in (artifact.MODEL, artifact.RESIDENT):
             model, _ = artifact.read_graph(folder / graph, weights=False)
@@ -113,7 +87,7 @@ def is_wrapped(path: Path) -> bool:
     return MARK in contract.notes
 
 
-def prove(path: Path, *, progress: Progress = silent) -> Wrapped:
+def prove(path: Path, *, progress: wrap_proof.Progress = silent) -> Wrapped:
     """Prove a wrapped artifact again from itself alone: digest, structure, and resident.onnx against model.onnx.
 
     Raises ArtifactError, StructureError or WrapError; changes nothing.
@@ -124,9 +98,9 @@ def prove(path: Path, *, progress: Progress = silent) -> Wrapped:
     if same != contract:
         raise artifact.ArtifactError(f"{folder}: {artifact.MODEL} and {artifact.RESIDENT} have different contracts")
     artifact.check_digest(folder, contract)
-    _check_structure(folder, model, made, contract)
+    wrap_proof.check_structure(folder, model, made, contract)
     by_hand = ByHand(folder / artifact.MODEL, contract)
-    return Wrapped(folder, contract, _proved(folder, artifact.MODEL, by_hand, progress), ())
+    return Wrapped(folder, contract, wrap_proof.proved(folder, artifact.MODEL, by_hand, progress), ())
 
 
 @dataclass(slots=True)
@@ -135,7 +109,7 @@ class _Work:
 
     theirs: Theirs
     asked: Asked
-    progress: Progress
+    progress: wrap_proof.Progress
     remarks: list[str] = field(default_factory=list)
 
 
@@ -173,10 +147,9 @@ def _first_that_holds(
         for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
             try:
                 return _try(work, folder, found, replace(contract, ragged=way.ragged), way, folded=folded)
-            except (WrapParityError, resident.ResidentError) as error:
-                backwards = isinstance(error, resident.ResidentError) and "backwards" in str(error)
-                if backwards:
-                    raise
+            except resident.BackwardsError:
+                raise
+            except (WrapError, resident.ResidentError, checks.StructureError) as error:
                 last = error if isinstance(error, WrapError) else WrapError(str(error))
                 work.remarks.append(f"not {way}: {error}")
     assert last is not None
@@ -202,9 +175,9 @@ def _try(
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     made = resident.derive(model, contract, one_by_one=not way.together)
     artifact.write_graph(made, folder / artifact.RESIDENT, contract)
-    _check_structure(folder, model, made, contract)
+    wrap_proof.check_structure(folder, model, made, contract)
     if found.steps > 1:
-        _check_steps_are_steps(folder, contract)
+        wrap_proof.check_steps_are_steps(folder, contract)
     if folded or (found.fixed_streams > 1 and not way.together):
         by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL
     else:
@@ -217,87 +190,7 @@ def _try(
             lengths=tuple(work.theirs.lengths),
         )
         name = work.theirs.path.name
-    return contract, _proved(folder, name, by_hand, work.progress, str(way))
-
-
-def _check_structure(folder: Path, model: onnx.ModelProto, made: onnx.ModelProto, contract: Contract) -> None:
-    """What must hold of anybody's graph: valid and covered by the digest, and ours is as the contract says."""
-    theirs = checks.portable_subject(folder / artifact.MODEL, model, contract)
-    ours = checks.resident_subject(folder / artifact.RESIDENT, made, contract)
-    for subject in (theirs, ours):
-        wanted = [checks.check_weights_outside, checks.check_loads]
-        if subject is ours:
-            wanted.insert(0, checks.check_signature)
-        for check in wanted:
-            try:
-                check(subject)
-            except checks.StructureError as error:
-                raise checks.StructureError(f"{subject.path.name}: {check.__name__}: {one_line(error)}") from error
-
-
-def _check_steps_are_steps(folder: Path, contract: Contract) -> None:
-    """Raise WrapError where a sequence at once and step by step are different things to the graph."""
-    sample = wrap_parity.draw(contract, 1, _WHOLE, wrap_parity.INITIAL, seed=1)
-    try:
-        whole = ByHand(folder / artifact.MODEL, contract, steps=_WHOLE).run(sample)
-        steps = ByHand(folder / artifact.MODEL, contract).run(sample)
-    except Exception as error:
-        raise WrapError(f"the graph runs sequences, but no single steps: {one_line(error)}") from error
-    for name, value in whole.items():
-        error_found, most = _apart(value, steps[name])
-        if error_found > _DIVERGES * most:
-            raise WrapError(
-                f"{name!r} after {_WHOLE} steps in one run is {error_found:.2g} off from the same steps one by one: the"
-                " graph lets a step see later ones, or forgets between runs; if a call of n steps is one step of the"
-                " stream, give the time axis that number, as in --shape x=batch,16,40"
-            )
-
-
-def _apart(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
-    first, second = one.astype(np.float64), other.astype(np.float64)
-    return float(np.nanmax(np.abs(first - second), initial=0)), float(np.nanmax(np.abs(first), initial=0))
-
-
-def _proved(
-    folder: Path, name: str, by_hand: ByHand, progress: Progress, what: str = "parity"
-) -> tuple[ParityRecord, ...]:
-    """All records; raises WrapParityError where one failed."""
-    contract = by_hand.contract
-    found: list[ParityRecord] = []
-    batches: Iterator[list[ParityRecord]] = wrap_parity.records(folder, (name, artifact.RESIDENT), by_hand, contract)
-    total = wrap_parity.batches(contract)
-    progress(what, 0, total)
-    try:
-        for done, batch in enumerate(batches, start=1):
-            found += batch
-            progress(what, done, total)
-    except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise WrapParityError(f"it doesn't run: {one_line(error)}", tuple(found)) from error
-    failed = [record for record in found if not record.passed]
-    if failed:
-        worst = max(failed, key=lambda record: record.max_error)
-        raise WrapParityError(
-            f"{len(failed)} of {len(found)} comparisons differ in their bytes; most: {worst.subject}, {worst.tensor},"
-            f" by {worst.max_error:.2g}",
-            tuple(found),
-        )
-    return tuple(found)
-
-
-def _certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certificate:
-    return Certificate(
-        created=dt.datetime.now(dt.UTC).date().isoformat(),
-        machine=f"{platform.system()} {platform.machine()}",
-        versions={
-            "python": platform.python_version(),
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-        },
-        weights_digest=contract.weights_digest,
-        records=records,
-        not_checked=NOT_CHECKED,
-    )
+    return contract, wrap_proof.proved(folder, name, by_hand, work.progress, str(way))
 
 
 def _digest(path: Path) -> str:

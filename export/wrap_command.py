@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="what can be told:\n"
         "  a state             --state h=h_out           input and its successor among the outputs; all, or none\n"
         "  no state            --input cell_id           an input that only looks like one\n"
+        "  what clients get    --output logits           of the outputs, all but the states' by default\n"
         "  a side input        --constant sr=16000       a value, or a .npy file; it never changes\n"
         "  a first value       --initial h=h0.npy        of a new stream, where it isn't zero; a value or a .npy file\n"
         "  what axes are       --shape x=batch,time,80   per axis a size, 'batch' or 'time'; a number where a call of\n"
@@ -63,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
         ("range", "NAME=LOW:HIGH"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help="see below; repeatable")
-    made.add_argument("--input", action="append", default=[], metavar="NAME", help="see below; repeatable")
+    for option in ("input", "output"):
+        made.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help="see below; repeatable")
     made.add_argument(
         "--batch",
         type=wrap.Batching,
@@ -125,6 +127,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
     return Asked(
         states=_pairs("state", options.state),
         inputs=tuple(options.input),
+        outputs=tuple(options.output),
         constants={name: _array("constant", value) for name, value in _pairs("constant", options.constant).items()},
         initial={name: _array("initial", value) for name, value in _pairs("initial", options.initial).items()},
         shapes={name: _layout(name, value) for name, value in _pairs("shape", options.shape).items()},

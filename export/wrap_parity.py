@@ -21,7 +21,7 @@ from model.contract import Contract, ParityRecord, StatePair, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
 STREAMS, STEPS = 9, 24
-CROWD, CROWD_STEPS = 33, 3  # one large batch: kernels change with their number of rows
+CROWD, CROWD_STEPS = 128, 2  # the server's largest batch, as it comes: kernels change with their number of rows
 CHUNK = 8
 MANY = 100  # integers without bounds are drawn up to here
 WILD = 100.0  # what stands in the padding, times a normal number: it may reach nothing
@@ -153,8 +153,14 @@ def records(
     steps = -(-CROWD_STEPS // by_hand.steps) * by_hand.steps
     sample = draw(contract, CROWD, steps, INITIAL, seed)
     answer = _in_one_batch(folder / names[1], contract, sample)
-    subject = f"{names[1]}, {CROWD} streams in one batch"
+    subject = f"{names[1]}, {CROWD} streams in one batch, one thread"
     yield compare_bits(subject=subject, sample=sample, answer=answer, truth_name=truth_name, truth=by_hand.run(sample))
+
+
+def invariances(contract: Contract) -> dict[str, bool]:
+    """What equal bytes in all those runs say of a stream's circumstances."""
+    found = ["batch size", "position in the batch", "row placement", "number of threads", "chunking"]
+    return dict.fromkeys(found + ["neighbours' lengths"] * contract.ragged, True)
 
 
 def batches(contract: Contract) -> int:
@@ -191,7 +197,7 @@ def _in_changing_batches(path: Path, contract: Contract, sample: Sample, most: i
 def _in_one_batch(path: Path, contract: Contract, sample: Sample) -> Arrays:
     """All streams in every batch, one step a run."""
     streams = len(next(iter(sample.inputs.values())))
-    resident = Resident(path, contract, rows=2 * streams + 1)
+    resident = Resident(path, contract, rows=2 * streams + 1, threads=1)
     rows, fresh = list(range(1, streams + 1)), list(range(streams + 1, 2 * streams + 1))
     _begin(resident, rows, sample)
     parts: list[list[Arrays]] = [[] for _ in rows]
