@@ -68,6 +68,8 @@ def load(path: Path) -> Checkpoint:
             return Checkpoint(LSTM.from_state_dict(_load_pickled(path)))
     except WeightsError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (RuntimeError, NotImplementedError, MemoryError) as error:  # sparse tensors, sizes beyond all memory
+        raise CheckpointError(f"{path}: PyTorch can't build an LSTM of these weights and sizes") from error
     raise CheckpointError(f"{path}: {path.suffix or 'no suffix'} is none of {', '.join(SAFETENSORS + PICKLED)}")
 
 
@@ -101,8 +103,20 @@ def _load_pickled(path: Path) -> Mapping[str, Any]:
             f"{path}: not a state dict that loads without running code (damaged, or it holds other objects than"
             " tensors); save it with torch.save(module.state_dict(), path)"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    return content
+    return _weights_within(content, path)
+
+
+def _weights_within(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The state dict that a training script saved among other things (epoch, optimizer, …), or `content` itself."""
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    inner = [name for name, value in content.items() if _holds_tensors(value)]
+    if len(inner) > 1:
+        raise CheckpointError(f"{path}: holds several sets of weights ({', '.join(map(str, inner))}); save just one")
+    return content[inner[0]] if inner else content
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())

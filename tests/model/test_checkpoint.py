@@ -110,3 +110,28 @@ def test_a_pickled_thing_that_is_no_mapping(tmp_path: Path) -> None:
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
     with pytest.raises(checkpoint.CheckpointError, match="holds a Tensor"):
         checkpoint.load(tmp_path / "tensor.pt")
+
+
+def test_weights_among_other_things_are_found(tmp_path: Path) -> None:
+    """A training script saves an epoch, an optimizer and the weights under a name of its own: the weights are taken."""
+    lstm = torch.nn.LSTM(3, 5)
+    path = tmp_path / "training.pt"
+    torch.save({"model": lstm.state_dict(), "epoch": 3, "optimizer": {"lr": 0.1}}, path)
+    module = checkpoint.load(path).module
+    assert torch.equal(module.state_dict()["lstm.weight_hh_l0"], lstm.state_dict()["weight_hh_l0"])
+
+
+def test_several_sets_of_weights_are_refused(tmp_path: Path) -> None:
+    """Which of two networks is meant can't be guessed."""
+    path = tmp_path / "two.pt"
+    torch.save({"a": torch.nn.LSTM(3, 5).state_dict(), "b": torch.nn.LSTM(3, 5).state_dict()}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"several sets of weights \(a, b\)"):
+        checkpoint.load(path)
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    """What PyTorch can't build from is said in one line."""
+    path = tmp_path / "sparse.pt"
+    torch.save({name: value.to_sparse() for name, value in torch.nn.LSTM(3, 5).state_dict().items()}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"sparse\.pt"):
+        checkpoint.load(path)
