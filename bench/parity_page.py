@@ -35,7 +35,13 @@ def _worst(records: Records) -> str:
 
     def rows(field: str) -> list[tuple[str, list[tuple[str, float]]]]:
         return [
-            (name, [(s, max(getattr(r, field) for r in found if r.subject == s)) for s in {r.subject for r in found}])
+            (
+                name,
+                [
+                    (s, max(getattr(r, field) for r in found if r.subject == s))
+                    for s in dict.fromkeys(r.subject for r in found)
+                ],
+            )
             for name, found in judged.items()
         ]
 

@@ -8,7 +8,9 @@ from html import escape
 
 WIDTH = 760
 LEFT, RIGHT, TOP, BOTTOM = 190, 24, 12, 40
-ROW = 22  # pixels
+ROW = 24  # pixels
+APART = 4.5  # between dots of one row
+DASHES = "7 5"
 COLOURS = ("#e8590c", "#1971c2", "#2f9e44", "#9c36b5", "#868e96", "#c2255c")
 POINTS = 160  # of a line: more than the eye sees
 
@@ -46,7 +48,7 @@ def _power(exponent: int) -> str:
 
 
 def curves(series: Mapping[str, Sequence[float]], chosen: Mapping[str, str], *, x: str, y: str) -> str:
-    """Values over steps 1, 2, …, both axes logarithmic; values of 0 are left out."""
+    """Values over steps 1, 2, …, both axes logarithmic; values of 0 are left out. The last line is dashed."""
     left, height = 64, 330
     values = [value for line in series.values() for value in line if value > 0]
     if not values:
@@ -61,8 +63,12 @@ def curves(series: Mapping[str, Sequence[float]], chosen: Mapping[str, str], *, 
     def up(value: float) -> float:
         return bottom - (bottom - TOP) * (math.log10(value) - low) / max(1, high - low)
 
-    parts = [_line(left, up(10.0**e), right, up(10.0**e), "grid") for e in range(low, high + 1)]
-    parts += [_text(left - 8, up(10.0**e) + 4, _power(e), "end") for e in range(low, high + 1)]
+    marks = (1, 2, 5) if high - low <= 2 else (1,)
+    parts = []
+    for exponent, mark in ((e, m) for e in range(low, high + 1) for m in marks if e < high or m == 1):
+        height_of = up(mark * 10.0**exponent)
+        label = _power(exponent) if mark == 1 else f"{mark}·{_power(exponent)}"
+        parts += [_line(left, height_of, right, height_of, "grid"), _text(left - 8, height_of + 4, label, "end")]
     for exponent in range(math.floor(math.log10(last)) + 1):
         parts.append(_line(across(10**exponent), TOP, across(10**exponent), bottom, "grid"))
         parts.append(_text(across(10**exponent), bottom + 18, _power(exponent), "middle"))
@@ -74,10 +80,10 @@ def curves(series: Mapping[str, Sequence[float]], chosen: Mapping[str, str], *, 
     for name, line in series.items():
         steps = sorted({min(len(line), max(1, round(last ** (k / POINTS)))) for k in range(POINTS + 1)})
         points = " ".join(f"{across(s):.1f},{up(line[s - 1]):.1f}" for s in steps if line[s - 1] > 0)
-        parts.append(
-            f'<polyline points="{points}" class="curve" stroke="{chosen[name]}"><title>{escape(name)}</title>'
-            "</polyline>"
-        )
+        look = f'class="curve" stroke="{chosen[name]}"'
+        if len(series) > 1 and name == list(series)[-1]:
+            look += f' stroke-dasharray="{DASHES}"'  # so that an equal line beneath it is seen
+        parts.append(f'<polyline points="{points}" {look}><title>{escape(name)}</title></polyline>')
     return _frame(height, parts, f"{y} over {x}")
 
 
@@ -91,21 +97,23 @@ def dots(
     def across(value: float) -> float:
         return LEFT + (right - LEFT) * min(value / (bar * 1.15), 1.0)
 
+    def middle(place: int) -> float:
+        return TOP + ROW * (place + 0.5)
+
     size = f'width="{right - across(bar):.1f}" height="{bottom - TOP}"'
     parts = [f'<rect x="{across(bar):.1f}" y="{TOP}" {size} class="beyond"/>']
+    parts += [_line(LEFT, middle(place), right, middle(place), "thread") for place in range(len(rows))]
     for tick in range(5):
         value = bar * tick / 4
         parts.append(_line(across(value), TOP, across(value), bottom, "bar" if tick == 4 else "grid"))
         parts.append(_text(across(value), bottom + 16, f"{value:g}", "middle"))
+    names = list(chosen)
     for place, (label, values) in enumerate(rows):
-        y = TOP + ROW * (place + 0.5)
-        parts.append(_text(LEFT - 10, y + 4, label, "end"))
-        parts.append(_line(LEFT, y, right, y, "thread"))
-        parts += [
-            f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="4" fill="{chosen[name]}">'
-            f"<title>{escape(f'{label}, {name}: {value:.3g}')}</title></circle>"
-            for name, value in values
-        ]
+        parts.append(_text(LEFT - 10, middle(place) + 4, label, "end"))
+        for name, value in values:
+            y = middle(place) + APART * (names.index(name) - (len(names) - 1) / 2)  # equal values stay visible
+            title = f"<title>{escape(f'{label}, {name}: {value:.3g}')}</title>"
+            parts.append(f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="3" fill="{chosen[name]}">{title}</circle>')
     parts.append(_text((LEFT + right) / 2, height - 4, x, "middle", "axis"))
     return _frame(height, parts, x)
 

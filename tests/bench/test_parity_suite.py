@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+import cellstream
 from bench import parity_cases, parity_suite
 from bench.parity_cases import GridCase
 from bench.parity_page import suite_page
@@ -120,3 +121,14 @@ def test_the_command_ends_with_a_verdict(
     monkeypatch.setattr("sys.argv", ["parity", "--trained", str(tmp_path / "nothing")])
     assert parity_suite.main() == 2
     assert "no artifact at" in capsys.readouterr().err
+
+
+def test_the_server_shows_what_changes_no_bit(artifacts: Path) -> None:
+    """A model's description holds its certificate: invariances, planted faults, and that it passed."""
+    with server(artifacts) as running, cellstream.connect(running.address) as client:
+        certificate = client.model("tokens").certificate
+    assert certificate is not None
+    assert certificate["passed"] is True
+    assert all(certificate["invariances"].values())
+    assert {"chunking", "process"} <= certificate["invariances"].keys()
+    assert all(ratio > 1 for ratio in certificate["controls"].values())
