@@ -6,6 +6,7 @@ named, no name that the resident graph needs. Refuses what can't be brought ther
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from model.contract import LENGTHS, READ_ROWS, SLAB_PREFIX, WRITE_ROWS
 OLDEST_OPSET = 13  # where Squeeze, Unsqueeze and Split take their axes as inputs
 CONVERTED_OPSET = 17  # what an older graph is converted to
 IR_VERSION = 8  # at least: initializers need not be inputs
+_LIKE_OURS = re.compile(r"/(Transpose|Squeeze|Unsqueeze|Reshape|Gather|ScatterND|Split|Concat|Identity)$")
 RESERVED = frozenset({LENGTHS, READ_ROWS, WRITE_ROWS})
 Dim = int | str | None  # fixed, named, or free without a name
 
@@ -42,6 +44,7 @@ class Theirs:
     declared: dict[str, ValueInfoProto] = field(default_factory=dict)  # the same inputs
     lengths: list[str] = field(default_factory=list)  # inputs that only say how many steps each row has; left out
     renamed: dict[str, str] = field(default_factory=dict)  # our name -> theirs, where they differ
+    bare: set[str] = field(default_factory=set)  # their tensors that had no batch axis and were given one
     added: dict[str, str] = field(default_factory=dict)  # outputs of ours -> the output of theirs that they repeat
 
     @property
@@ -236,7 +239,7 @@ def _name_nodes(graph: GraphProto) -> None:
     """Every node a name of its own."""
     taken: set[str] = set()
     for place, node in enumerate(graph.node):
-        if not node.name or node.name in taken:
+        if not node.name or node.name in taken or _LIKE_OURS.search(node.name):
             node.name = f"{node.op_type}_{place}"
         while node.name in taken:
             node.name += "_"

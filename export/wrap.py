@@ -13,6 +13,7 @@ from pathlib import Path
 from export import artifact, checks, resident, wrap_parity, wrap_proof
 from export.layouts import AmbiguousError
 from export.theirs import Theirs, WrapError, fold, one_line, read, restore
+from export.unbatched import add_batch
 from export.understanding import Asked, Understood, fitted, loosened, understand
 from export.wrap_parity import ByHand
 from model.contract import Contract, ParityRecord
@@ -126,6 +127,7 @@ def _first_that_holds(
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants])
     folded = _fold_constants(work)
+    add_batch(work.theirs, work.asked)
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
@@ -188,6 +190,7 @@ def _try(
             found.fixed_steps,
             theirs=work.theirs.renamed | work.theirs.added,
             lengths=tuple(work.theirs.lengths),
+            bare=frozenset(work.theirs.bare),
         )
         name = work.theirs.path.name
     return contract, wrap_proof.proved(folder, name, by_hand, work.progress, str(way))

@@ -41,6 +41,7 @@ class ByHand:
     steps: int = 1
     theirs: Mapping[str, str] = field(default_factory=dict)  # our name -> their name, where they differ
     lengths: tuple[str, ...] = ()  # inputs of theirs that say how many steps each row has
+    bare: frozenset[str] = frozenset()  # tensors of theirs without a batch axis
     _session: Any = None
 
     def __post_init__(self) -> None:
@@ -74,10 +75,13 @@ class ByHand:
         for constant in contract.constants:
             value = np.frombuffer(constant.value, constant.dtype)
             feeds[name_of(constant.name)] = value.reshape(constant.shape)
+        feeds = {name: np.asarray(value[0]) if name in self.bare else value for name, value in feeds.items()}
         for name in self.lengths:
             feeds[name] = np.full(self.streams, self.steps, np.int32)
         names = [*(spec.name for spec in contract.outputs), *(state.output for state in contract.states)]
-        values = dict(zip(names, self._session.run([name_of(name) for name in names], feeds), strict=True))
+        found = self._session.run([name_of(name) for name in names], feeds)
+        pairs = zip(names, found, strict=True)
+        values = {name: value[None] if name_of(name) in self.bare else value for name, value in pairs}
         answer = {spec.name: batch_and_time(spec, values[spec.name])[0] for spec in contract.outputs}
         return answer | {s.output: np.take(values[s.output], 0, s.batch_axis) for s in contract.states}
 

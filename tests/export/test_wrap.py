@@ -130,6 +130,30 @@ def test_a_batch_that_stays_one_is_run_one_by_one(wrap: Wrap, tmp_path: Path) ->
         assert resident.slabs["float32"][row].tobytes() == h.tobytes()
 
 
+def test_a_graph_without_any_batch_axis(wrap: Wrap, tmp_path: Path) -> None:
+    """Vectors and scalars of a single stream get an axis of size 1, and streams run one by one."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    bare (float[4] x, int64 add, float[3] h, int64 count) => (float[3] y, float[3] h_out, int64 count_out)
+    <float[4,3] w, int64 one = {1}>
+    {
+      product = MatMul(x, w)
+      h_out = Add(h, product)
+      y = Tanh(h_out)
+      more = Add(add, one)
+      count_out = Add(count, more)
+    }
+    """
+    contract = wrap(text)
+    assert contract.notes["batches"] == "one by one"
+    assert [(spec.name, spec.shape) for spec in contract.inputs] == [("x", (4,)), ("add", ())]
+    assert [(state.dtype, state.shape) for state in contract.states] == [("float32", (3,)), ("int64", ())]
+    resident = Resident(tmp_path / "out" / "a" / "1" / artifact.RESIDENT, contract, rows=3)
+    inputs = {"x": np.zeros((2, 1, 4), np.float32), "add": np.array([[4], [7]])}
+    resident.run(inputs, [1, 1], [0, 0], [1, 2])
+    assert resident.slabs["int64"].tolist() == [[0], [5], [8]]
+
+
 @pytest.mark.parametrize("rate", [16000, 8000])
 def test_a_side_input_chooses_the_branch(wrap: Wrap, tmp_path: Path, rate: int) -> None:
     """A constant is folded into the resident graph, and the If that asks for it goes by it."""
