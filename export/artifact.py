@@ -10,15 +10,16 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from model.contract import Certificate, Contract, ContractError, certificate_to_plain
+from model.contract import Certificate, Contract, ContractError, certificate_to_plain, graph_digest
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -149,6 +150,12 @@ def write_graph(model: ModelProto, path: Path, contract: Contract) -> None:
     for key, value in contract.to_metadata().items():
         model.metadata_props.add(key=key, value=value)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def certify(contract: Contract, certificate: Certificate, graphs: Mapping[str, ModelProto]) -> Contract:
+    """The contract with its certificate, which says by digest for which graphs (by file name) and contract it is."""
+    digests = {name: graph_digest(model.SerializeToString(deterministic=True)) for name, model in graphs.items()}
+    return replace(contract, certificate=replace(certificate, digests=digests | {"contract": contract.digest()}))
 
 
 def write_certificate(certificate: Certificate, path: Path) -> None:

@@ -9,7 +9,7 @@ import datetime as dt
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress
         model, contract = _write_portable(checkpoint, folder, name)
         wrapped = _write_resident(model, contract, folder)
         evidence = _prove(checkpoint.module, folder, contract, progress)
-        certified = replace(contract, certificate=_certificate(evidence, contract))
+        graphs = {artifact.MODEL: model, artifact.RESIDENT: wrapped}
+        certified = artifact.certify(contract, _certificate(evidence, contract), graphs)
         assert certified.certificate is not None
         artifact.write_graph(model, folder / artifact.MODEL, certified)
         artifact.write_graph(wrapped, folder / artifact.RESIDENT, certified)

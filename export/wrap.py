@@ -73,12 +73,13 @@ def wrap(
     with artifact.staged(final) as folder:
         ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
         contract, records = _first_that_holds(work, folder, name, ways)
-        certificate = wrap_proof.certificate(records, contract)
-        certified = replace(contract, certificate=certificate)
-        for graph in (artifact.MODEL, artifact.RESIDENT):
-            model, _ = artifact.read_graph(folder / graph, weights=False)
+        names = (artifact.MODEL, artifact.RESIDENT)
+        graphs = {graph: artifact.read_graph(folder / graph, weights=False)[0] for graph in names}
+        certified = artifact.certify(contract, wrap_proof.certificate(records, contract), graphs)
+        assert certified.certificate is not None
+        for graph, model in graphs.items():
             artifact.write_graph(model, folder / graph, certified)
-        artifact.write_certificate(certificate, folder / artifact.PARITY)
+        artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
     return Wrapped(final, certified, records, tuple(work.remarks))
 
 

@@ -10,6 +10,7 @@ B batch, T time, F features, L layers, H hidden, O outputs, N rows of the slab, 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 SCHEMA = 1
 METADATA_KEY = "cellstream.contract"
+_METADATA_PROPS = 14  # the field of onnx.ModelProto
 
 # What a resident graph has besides the model's own tensors.
 LENGTHS = "lengths"  # int32 [B], host memory: valid steps of each row, 1..T, never 0
@@ -171,6 +173,8 @@ class Certificate:
     not_checked: tuple[str, ...] = ()
     invariances: Mapping[str, bool] = field(default_factory=dict)
     controls: Mapping[str, float] = field(default_factory=dict)
+    # What the proof is for besides the weights: each graph's `graph_digest` by file name, and `Contract.digest`.
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -202,6 +206,11 @@ class Contract:
         """The slabs of the resident graph, one per state dtype, in order of first appearance."""
         dtypes = dict.fromkeys(state.dtype for state in self.states)
         return tuple(SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype)) for dtype in dtypes)
+
+    def digest(self) -> str:
+        """A SHA-256 ("sha256:…") over everything here but the certificate."""
+        plain = {name: value for name, value in _plain(self).items() if name != "certificate"}
+        return "sha256:" + hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def to_metadata(self) -> dict[str, str]:
         """The contract as ONNX metadata properties."""
@@ -243,12 +252,54 @@ class Contract:
         shaped = [(spec.dtype, spec.shape) for spec in (*self.inputs, *self.outputs)]
         shaped += [(state.dtype, state.shape) for state in self.states]
         for dtype, shape in shaped:
-            np.dtype(dtype)
+            try:
+                np.dtype(dtype)
+            except TypeError as error:
+                raise ContractError(f"dtype {dtype!r} isn't one") from error
             if any(size < 1 for size in shape):
                 raise ContractError(f"shape {shape} has a size below 1")
         for state in self.states:
             if state.initial is not None and len(state.initial) != state.elements * np.dtype(state.dtype).itemsize:
                 raise ContractError(f"state {state.input!r}: {len(state.initial)} bytes of initial value")
+
+
+def graph_digest(data: bytes) -> str:
+    """A SHA-256 ("sha256:…") over an ONNX file without its metadata properties, where its own certificate stands.
+
+    Raises ContractError if the bytes aren't a protobuf message.
+    """
+    sha, at = hashlib.sha256(), 0
+    while at < len(data):
+        start, (tag, at) = at, _varint(data, at)
+        match tag & 7:
+            case 0:
+                _, at = _varint(data, at)
+            case 1:
+                at += 8
+            case 2:
+                size, at = _varint(data, at)
+                at += size
+            case 5:
+                at += 4
+            case _:
+                raise ContractError("damaged graph: not a protobuf message")
+        if at > len(data):
+            raise ContractError("damaged graph: it ends too early")
+        if tag >> 3 != _METADATA_PROPS:
+            sha.update(data[start:at])
+    return "sha256:" + sha.hexdigest()
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The protobuf varint at `at`, and where it ends."""
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise ContractError("damaged graph: not a protobuf message")
 
 
 def _plain(contract: Contract) -> dict[str, Any]:
@@ -296,6 +347,7 @@ def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
         "not_checked": list(certificate.not_checked),
         "invariances": dict(certificate.invariances),
         "controls": dict(certificate.controls),
+        "digests": dict(certificate.digests),
     }
 
 
@@ -335,4 +387,5 @@ def _certificate(plain: Mapping[str, Any]) -> Certificate:
         not_checked=tuple(plain["not_checked"]),
         invariances={str(name): bool(held) for name, held in plain.get("invariances", {}).items()},
         controls={str(name): float(ratio) for name, ratio in plain.get("controls", {}).items()},
+        digests={str(name): str(digest) for name, digest in plain.get("digests", {}).items()},
     )

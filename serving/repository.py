@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.contract import Contract
+from model.contract import Contract, ContractError, graph_digest
 from serving.errors import ConfigError
 
 _VERSION = re.compile("[1-9][0-9]*")
@@ -65,6 +65,10 @@ def _problem(artifact: Artifact, contract: Contract) -> str | None:
     digest = _digest(artifact.path / WEIGHTS)
     if certificate.weights_digest != digest:
         return f"its parity certificate is for weights {certificate.weights_digest}, and it has {digest}"
+    for name, found in (("contract", contract.digest()), (GRAPH, _graph_digest(artifact.graph))):
+        proved = certificate.digests.get(name)
+        if proved != found:
+            return f"its parity certificate is for the {name} {proved}, and it has {found}"
     return None
 
 
@@ -74,3 +78,10 @@ def _digest(path: Path) -> str:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ConfigError(f"can't read {path}: {error.strerror}") from error
+
+
+def _graph_digest(path: Path) -> str:
+    try:
+        return graph_digest(path.read_bytes())
+    except (OSError, ContractError) as error:
+        raise ConfigError(f"can't read {path}: {error}") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
-from model.contract import Certificate, ParityRecord
+from model.contract import Certificate, Contract, ParityRecord, graph_digest
 from serving.errors import ConfigError
 from serving.repository import GRAPH, WEIGHTS, Artifact, check_proof, find_artifacts
 from tests.serving.test_streams import CONTRACT
@@ -41,7 +43,8 @@ def make_artifact(root: Path, weights: bytes = b"weights") -> Artifact:
 def certificate(weights: bytes = b"weights", *records: ParityRecord) -> Certificate:
     """A certificate for these weights."""
     digest = "sha256:" + hashlib.sha256(weights).hexdigest()
-    return Certificate("2026-11-24", "here", {}, digest, records or (RECORD,))
+    digests = {"contract": CONTRACT.digest(), GRAPH: graph_digest(b"")}
+    return Certificate("2026-11-24", "here", {}, digest, records or (RECORD,), digests=digests)
 
 
 def test_versions_are_numbers_and_everything_else_is_passed_over(tmp_path: Path) -> None:
@@ -72,8 +75,13 @@ def test_a_proved_artifact_is_served(tmp_path: Path) -> None:
         (certificate(b"other weights"), "is for weights sha256:"),
         (certificate(b"weights", replace(RECORD, passed=False)), "something else than PyTorch"),
         (Certificate("2026-11-24", "here", {}, certificate().weights_digest, ()), "something else than PyTorch"),
+        (replace(certificate(), digests={}), "is for the contract None"),
+        (
+            replace(certificate(), digests={"contract": CONTRACT.digest(), GRAPH: "sha256:0"}),
+            "is for the resident.onnx",
+        ),
     ],
-    ids=["missing", "other weights", "failed", "nothing checked"],
+    ids=["missing", "other weights", "failed", "nothing checked", "other contract", "other graph"],
 )
 def test_an_unproved_artifact_is_refused_unless_allowed(tmp_path: Path, proof: Certificate | None, text: str) -> None:
     """A certificate that is missing, failed, empty or for other weights is refused, naming the way round."""
@@ -84,6 +92,23 @@ def test_an_unproved_artifact_is_refused_unless_allowed(tmp_path: Path, proof: C
     problem = check_proof(artifact, contract, allow_unproved=True)
     assert problem is not None
     assert text.split(":", maxsplit=1)[0] in problem
+
+
+def test_a_graph_that_was_changed_after_its_proof_is_refused(artifacts: Path, tmp_path: Path) -> None:
+    """H and c exchanged in the resident graph, or in the contract: neither is served as proved, the original is."""
+    folder = shutil.copytree(artifacts / "vectors", tmp_path / "vectors")
+    artifact = Artifact("vectors", 1, folder / "1")
+    model = onnx.load(artifact.graph, load_external_data=False)
+    contract = Contract.from_metadata({entry.key: entry.value for entry in model.metadata_props})
+    assert check_proof(artifact, contract, allow_unproved=False) is None
+    swapped = replace(contract, states=contract.states[::-1])
+    with pytest.raises(ConfigError, match="is for the contract"):
+        check_proof(artifact, swapped, allow_unproved=False)
+    node = next(node for node in model.graph.node if node.op_type == "LSTM")
+    node.input[5], node.input[6] = node.input[6], node.input[5]
+    artifact.graph.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(ConfigError, match=r"is for the resident\.onnx"):
+        check_proof(artifact, contract, allow_unproved=False)
 
 
 def test_weights_that_can_not_be_read_are_named(tmp_path: Path) -> None:
