@@ -179,7 +179,7 @@ def _try(
     made = resident.derive(model, contract, one_by_one=not way.together)
     artifact.write_graph(made, folder / artifact.RESIDENT, contract)
     wrap_proof.check_structure(folder, model, made, contract)
-    if found.steps > 1:
+    if found.contract.ragged:
         wrap_proof.check_steps_are_steps(folder, contract)
     if folded or (found.fixed_streams > 1 and not way.together):
         by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL

@@ -378,3 +378,58 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for words in ("--state h=h_out", "--constant sr=16000", "--initial", "--shape", "--range", "--batch", "examples:"):
         assert words in shown
+
+
+def test_an_input_beside_the_sequence_makes_single_steps(wrap: Wrap) -> None:
+    """Where one input has time and another has none, or an output is of the last step only, a run is one step."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    beside (double[batch,time,3] x, uint8[batch] speaker, double[batch,3] h) => (double[batch,3] y, double[batch,3] hn)
+    <int64[1] one = {1}>
+    {
+      number = Cast<to = 11>(speaker)
+      column = Unsqueeze(number, one)
+      all = ReduceSum<keepdims = 0>(x, one)
+      sum = Add(h, all)
+      hn = Tanh(sum)
+      y = Mul(hn, column)
+    }
+    """
+    contract = wrap(text)
+    assert not contract.ragged
+    assert [(spec.dtype, spec.shape, spec.time_axis) for spec in contract.inputs] == [
+        ("float64", (3,), 1),
+        ("uint8", (), None),
+    ]
+    assert contract.outputs[0].time_axis is None
+
+
+def test_a_number_of_steps_that_the_file_fixes(wrap: Wrap) -> None:
+    """With its axes named, a file of 2 streams and 4 steps is freed, and proved in calls of 4."""
+    model = wrapped.recurrent("GRU")
+    for value in [*model.graph.input, *model.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = {"time": 4, "batch": 2}[dim.dim_param]
+    contract = wrap(model, "--shape", "x=time,batch,5", "--shape", "h0=1,batch,6")
+    assert contract.ragged
+    assert contract.certificate is not None
+    assert "4 step(s) a run" in contract.certificate.records[0].truth
+
+
+def test_sequence_lengths_of_their_own(wrap: Wrap, capsys: pytest.CaptureFixture[str]) -> None:
+    """An input that only says how long each row is, is left out, and ragged chunks take its place."""
+    model = wrapped.recurrent("GRU")
+    (node,) = [node for node in model.graph.node if node.op_type == "GRU"]
+    node.input[4] = "x_lens"
+    model.graph.input.append(helper.make_tensor_value_info("x_lens", TensorProto.INT32, ["batch"]))
+    contract = wrap(model)
+    assert [spec.name for spec in contract.inputs] == ["x"]
+    assert contract.ragged
+    assert "input 'x_lens' is left out" in capsys.readouterr().out
+
+
+def test_outputs_can_be_chosen(wrap: Wrap) -> None:
+    """--output leaves out what no client needs, and gives a state's successor where it is asked for."""
+    contract = wrap(wrapped.COUNTS, "--output", "y", "--output", "seen_out")
+    assert [spec.name for spec in contract.outputs] == ["y", "seen_out_value"]
