@@ -98,7 +98,8 @@ def choose(
         except Exception as error:  # noqa: BLE001  ONNX Runtime's own, or a shape that doesn't fit
             fault = " ".join(str(error).split())[:200]
     if not trials:
-        raise WrapError(f"the graph runs with no choice of batch and time axes ({fault}); say them with --shape")
+        tried = " ".join(f"--shape {name}={spell(options[0])}" for name, options in choices.items())
+        raise WrapError(f"the graph runs with no choice of batch and time axes ({fault}); say better ones than {tried}")
     best = max(trial.steps for trial in trials)
     trials = [trial for trial in trials if trial.steps == best]
     first = trials[0]
@@ -246,6 +247,8 @@ def _checked(name: str, declared: list[Dim], asked: Layout, *, state: bool) -> L
 def _no_layout(name: str, declared: list[Dim], *, state: bool) -> str:
     what = "state" if state else "input"
     shape = "[" + ", ".join("?" if size is None else str(size) for size in declared) + "]"
+    if not declared and not state:
+        return f"input {name!r} is a single number for all streams: say which one, --constant {name}=VALUE"
     if all(isinstance(size, int) for size in declared):
         constant = "" if state else f", or that it never changes, --constant {name}=VALUE"
         return (

@@ -6,21 +6,18 @@ rows of the slab, runs the model and scatters the new states. Owns that rule. Kn
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from export.one_by_one import AXIS, in_scan
-from export.subgraphs import all_nodes, rename, used_names
+from export.rewriting import PREFIX, Piece, Wrapped, attribute, layers_read, layers_written
+from export.subgraphs import all_nodes, used_names
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, SlabSpec, StatePair, TensorSpec
 
-PREFIX = "resident."  # of every tensor that the model itself doesn't have
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 SEQUENCE_LENS = 4  # its place among the inputs of all three
-STATE_FIRST = [1, 0, 2]  # the permutation between [B, L, H] and [L, B, H]
 
 
 class ResidentError(ValueError):
@@ -29,47 +26,6 @@ class ResidentError(ValueError):
 
 class BackwardsError(ResidentError):
     """A node reads its sequence from its end, which a stream doesn't have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A tensor [1, B, size] that stands for `size` neighbouring elements of a row."""
-
-    name: str
-    size: int
-
-
-@dataclass(slots=True)
-class Wrapped:
-    """The resident graph under construction: what goes before and after the model's own nodes."""
-
-    model: list[NodeProto]
-    given: frozenset[str] = frozenset()  # what the model gives out: no node that makes one may be dropped
-    before: list[NodeProto] = field(default_factory=list)
-    after: list[NodeProto] = field(default_factory=list)
-    constants: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
-
-    def constant(self, name: str, values: Sequence[int]) -> str:
-        """An int64 constant [n], made once."""
-        self.constants[PREFIX + name] = np.array(values, dtype=np.int64)
-        return PREFIX + name
-
-    def rename(self, old: str, new: str) -> None:
-        """Let the model's nodes call the tensor `old` by the name `new`."""
-        rename(self.model, {old: new})
-
-    def consumers(self, name: str) -> list[NodeProto]:
-        """The model's nodes that take the tensor, themselves or in a subgraph."""
-        return [node for node in self.model if name in used_names([node])]
-
-    def producer(self, name: str) -> NodeProto | None:
-        """The model's node that gives the tensor."""
-        return next((node for node in self.model if name in node.output), None)
-
-    def drop(self, nodes: Iterable[NodeProto]) -> None:
-        """Remove nodes from the model."""
-        gone = [id(node) for node in nodes]
-        self.model = [node for node in self.model if id(node) not in gone]
 
 
 def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -> ModelProto:
@@ -101,7 +57,7 @@ def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
     for node in all_nodes(wrapped.model):
         if node.op_type not in RECURRENT:
             continue
-        if _attribute(node, "direction", b"forward") != b"forward":
+        if attribute(node, "direction", b"forward") != b"forward":
             raise BackwardsError(f"node {node.name!r} reads its sequence backwards, which a stream can't")
         inputs = list(node.input) + [""] * (SEQUENCE_LENS + 1 - len(node.input))
         if inputs[SEQUENCE_LENS] and ragged:
@@ -155,7 +111,7 @@ def _read_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
     pieces: list[Piece] = []
     reshapes: list[NodeProto] = []
     for state in slab.states:
-        direct = _layers_read(wrapped, state)
+        direct = layers_read(wrapped, state)
         if direct is None:
             direct = [Piece(f"{PREFIX}{state.input}", state.elements)]
             reshapes += _unflatten(wrapped, state, direct[0].name)
@@ -175,7 +131,7 @@ def _write_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
         wrapped.after.append(_node("Unsqueeze", [WRITE_ROWS, wrapped.constant("around", [0, 2])], [index]))
     pieces: list[Piece] = []
     for state in slab.states:
-        direct = _layers_written(wrapped, state)
+        direct = layers_written(wrapped, state)
         if direct is None:
             direct = [Piece(f"{PREFIX}{state.output}", state.elements)]
             wrapped.after += _flatten(wrapped, state, direct[0].name)
@@ -219,55 +175,6 @@ def _batch_to(state: StatePair) -> list[int]:
     return perm
 
 
-def _layers_read(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
-    """Where a state [B, L, H] is only ever cut into layers [1, B, H], cut the row itself so; None elsewhere.
-
-    A row's neighbouring elements [1, B, H] are just what each layer takes: transpose and split become no work.
-    """
-    if state.batch_axis != 0 or len(state.shape) != 2:
-        return None
-    layers, size = state.shape
-    takers = wrapped.consumers(state.input)
-    if len(takers) != 1 or not _swaps_batch_and_layers(takers[0]):
-        return None
-    together = takers[0].output[0]
-    if layers == 1 and together not in wrapped.given:
-        wrapped.drop(takers)
-        return [Piece(together, size)]
-    splits = wrapped.consumers(together)
-    if together in wrapped.given or len(splits) != 1 or splits[0].op_type != "Split" or len(splits[0].output) != layers:
-        return None
-    if _attribute(splits[0], "axis", 0) != 0:
-        return None
-    wrapped.drop([takers[0], splits[0]])
-    return [Piece(name, size) for name in splits[0].output]
-
-
-def _layers_written(wrapped: Wrapped, state: StatePair) -> list[Piece] | None:
-    """The inverse for a new state that is only ever joined from layers [1, B, H]; None elsewhere."""
-    if state.batch_axis != 0 or len(state.shape) != 2:
-        return None
-    layers, size = state.shape
-    last = wrapped.producer(state.output)
-    if last is None or wrapped.consumers(state.output) or not _swaps_batch_and_layers(last):
-        return None
-    together = last.input[0]
-    if layers == 1:
-        wrapped.drop([last])
-        return [Piece(together, size)]
-    joint = wrapped.producer(together)
-    if joint is None or joint.op_type != "Concat" or len(joint.input) != layers or _attribute(joint, "axis", 0) != 0:
-        return None
-    if len(wrapped.consumers(together)) != 1 or together in wrapped.given:
-        return None
-    wrapped.drop([last, joint])
-    return [Piece(name, size) for name in joint.input]
-
-
-def _swaps_batch_and_layers(node: NodeProto) -> bool:
-    return node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == STATE_FIRST
-
-
 def _part_lanes(wrapped: Wrapped, contract: Contract) -> None:
     """Put everything between gathering and scattering into a Scan over the lanes."""
     scatters = {node.output[0]: node for node in wrapped.after if node.op_type == "ScatterND"}
@@ -279,11 +186,6 @@ def _part_lanes(wrapped: Wrapped, contract: Contract) -> None:
     wrapped.model = [in_scan(inside, contract, rows)]
     for axis in (0, 1):
         wrapped.constants[f"{AXIS}{axis}"] = np.array([axis], dtype=np.int64)
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    found: list[AttributeProto] = [attribute for attribute in node.attribute if attribute.name == name]
-    return helper.get_attribute_value(found[0]) if found else default
 
 
 def _node(op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> NodeProto:

@@ -18,7 +18,8 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner, numpy_helper
 
 from export.artifact import SMALL
-from export.resident import PREFIX, RECURRENT, SEQUENCE_LENS
+from export.resident import RECURRENT, SEQUENCE_LENS
+from export.rewriting import PREFIX
 from export.subgraphs import all_graphs, all_nodes, given_names, rename, rename_values, used_names
 from model.contract import LENGTHS, READ_ROWS, SLAB_PREFIX, WRITE_ROWS
 

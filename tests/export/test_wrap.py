@@ -87,13 +87,17 @@ def test_the_artifact_is_as_any_other(wrap: Wrap, tmp_path: Path, capsys: pytest
 
 
 def test_a_changed_graph_is_not_proved_again(wrap: Wrap, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A resident graph that computes something else than model.onnx is found, its digest intact."""
-    wrap(wrapped.FUSED)
-    path = tmp_path / "out" / "a" / "1" / artifact.RESIDENT
-    model, contract = artifact.read_graph(path, weights=False)
-    (node,) = [node for node in model.graph.node if node.op_type == "Sub"]
+    """A resident graph that computes something else than model.onnx is found, even where all digests fit."""
+    contract = wrap(wrapped.FUSED)
+    folder = tmp_path / "out" / "a" / "1"
+    names = (artifact.MODEL, artifact.RESIDENT)
+    graphs = {name: artifact.read_graph(folder / name, weights=False)[0] for name in names}
+    (node,) = [node for node in graphs[artifact.RESIDENT].graph.node if node.op_type == "Sub"]
     node.input[0], node.input[1] = node.input[1], node.input[0]
-    artifact.write_graph(model, path, contract)
+    assert contract.certificate is not None
+    certified = artifact.certify(contract, contract.certificate, graphs)
+    for name, graph in graphs.items():
+        artifact.write_graph(graph, folder / name, certified)
     assert command.main(["prove", str(tmp_path / "out" / "a")]) == 1
     assert "differ in their bytes" in capsys.readouterr().err
 
@@ -338,7 +342,7 @@ swapped (float[p,q,3] x, float[s,3] h) => (float[p,q,3] y, float[s,3] h_out)
         (TWO, ["--state", "a"], "it has the form NAME=…"),
         (RIVALS, [], "the successor of 'h' could be 'h_out', 'h_new': say which, --state h=OUT"),
         (SWAPPED, [], "the axes of 'x' are ambiguous: say --shape x=batch,time,3 or --shape x=time,batch,3"),
-        (wrapped.RATED, ["--shape", "input=batch,6"], "it never changes, --constant sr=VALUE"),
+        (wrapped.RATED, ["--shape", "input=batch,6"], "say which one, --constant sr=VALUE"),
         (wrapped.RATED, ["--constant", "sr=1.5"], "--constant sr: 1.5 is no int64"),
         (wrapped.RATED, ["--constant", "sr=x"], "'x' is no number, list of numbers or .npy file"),
         (wrapped.FUSED, ["--shape", "x=batch,5"], "axis 1 has size 4 in the graph"),
@@ -346,7 +350,7 @@ swapped (float[p,q,3] x, float[s,3] h) => (float[p,q,3] y, float[s,3] h_out)
         (wrapped.FUSED, ["--shape", "x=time,4"], "it needs 'batch' once"),
         (wrapped.FUSED, ["--initial", "q=1"], "--initial q: no input is called so"),
         (wrapped.FUSED, ["--initial", "state=1,2"], "one stream's state is [2, 1, 3]"),
-        (wrapped.FIXED, ["--batch", "together"], "say them with --shape"),
+        (wrapped.FIXED, ["--batch", "together"], "say better ones than --shape x=batch,6 --shape h=batch,6"),
         (wrapped.recurrent("RNN"), ["--batch", "together"], "comparisons differ in their bytes"),
         (wrapped.recurrent("GRU", ', direction = "reverse"'), [], "reads its sequence backwards, which a stream can't"),
         (TWO.replace("float[n,3] a", "string[n,3] a"), ["--state", "b=d"], "ONNX Runtime refuses"),
