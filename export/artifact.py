@@ -135,13 +135,18 @@ def digest(data: bytes) -> str:
 
 
 def check_digest(folder: Path, contract: Contract) -> None:
-    """Raise ArtifactError where the weights file isn't the one that the contract was made for."""
+    """Raise ArtifactError where weights, graphs or contract aren't what the artifact was made with."""
     found = digest((folder / WEIGHTS).read_bytes())
     if found != contract.weights_digest:
         raise ArtifactError(
             f"{folder / WEIGHTS} was changed: its digest is {found[:19]}…, and the contract says"
             f" {contract.weights_digest[:19]}…; export it anew"
         )
+    digests = {} if contract.certificate is None else contract.certificate.digests
+    for name, proved in digests.items():
+        found = contract.digest() if name == "contract" else graph_digest((folder / name).read_bytes())
+        if found != proved:
+            raise ArtifactError(f"the {name} of {folder} was changed since its proof; export it anew")
 
 
 def write_graph(model: ModelProto, path: Path, contract: Contract) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -313,6 +314,9 @@ def main(argv: list[str] | None = None) -> int:
             sys.stderr.write(f"{error}\n")
         except KeyboardInterrupt:
             return 130
+        except BrokenPipeError:  # nobody reads on: nothing is wrong, and nothing more can be said
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         else:
             return 0
     return 1

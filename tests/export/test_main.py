@@ -121,15 +121,22 @@ def test_a_tampered_artifact_is_not_proved(weights: Path, tmp_path: Path, capsys
 def test_a_graph_that_computes_something_else_is_not_proved(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With its digest and structure intact, a graph that pairs its states wrongly is found by parity."""
+    """A graph that pairs its states wrongly is found by its digest; with that forged too, it is found by parity."""
     out = tmp_path / "artifacts"
     assert export(weights, "--name", "a", "--out", out) == 0
+    folder, graphs = out / "a" / "1", {}
     for name in (artifact.MODEL, artifact.RESIDENT):
-        model, contract = artifact.read_graph(out / "a" / "1" / name, weights=False)
-        for node in model.graph.node:
+        graphs[name], contract = artifact.read_graph(folder / name, weights=False)
+        for node in graphs[name].graph.node:
             if node.op_type == "LSTM":
                 node.input[5], node.input[6] = node.input[6], node.input[5]
-        artifact.write_graph(model, out / "a" / "1" / name, contract)
+        artifact.write_graph(graphs[name], folder / name, contract)
+    assert export("prove", out / "a") == 1
+    assert "was changed since its proof" in capsys.readouterr().err
+    assert contract.certificate is not None
+    forged = artifact.certify(contract, contract.certificate, graphs)
+    for name, model in graphs.items():
+        artifact.write_graph(model, folder / name, forged)
     assert export("prove", out / "a") == 1
     assert "comparisons failed" in capsys.readouterr().err
 
