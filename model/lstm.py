@@ -109,7 +109,8 @@ class LSTM(nn.Module):
         encoded = x if self.encoder is None else self.encoder(x)
         # nn.LSTM keeps layers in front of the batch even when batch_first is set: [L, B, H].
         y, (h, c) = self.lstm(encoded, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
-        return y if self.head is None else self.head(y), State(h.transpose(0, 1), c.transpose(0, 1))
+        # y comes with its axes swapped in memory, which costs a wide head three times its time.
+        return y if self.head is None else self.head(y.contiguous()), State(h.transpose(0, 1), c.transpose(0, 1))
 
     def layer_weights(self) -> list[LayerWeights]:
         """Each layer's weights, for the reference cell and for the exporter."""
