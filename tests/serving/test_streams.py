@@ -392,6 +392,15 @@ def test_a_chunk_that_does_not_fit_changes_nothing(steps: int, inputs: list[byte
     assert sink.outputs == [7.0]
 
 
+def test_what_waits_is_bounded_in_bytes_too() -> None:
+    """Wide inputs fill memory with few steps: the limit on bytes holds where the one on steps doesn't."""
+    streams = make_streams(Limits(max_waiting_bytes=40))  # ten steps of one float
+    stream = streams.open("s", Sink())
+    streams.push(stream, 1, 10, pack([1.0] * 10), 0.0)
+    with pytest.raises(Overloaded, match="10 steps are waiting, and 1 more would pass the limit of 10"):
+        streams.push(stream, 11, 1, pack([1.0]), 0.0)
+
+
 def test_step_numbers_begin_at_1() -> None:
     """Step 0 doesn't exist."""
     streams = make_streams()
