@@ -6,7 +6,6 @@ Owns that order and nothing of the steps. Whatever raises, nothing appears under
 from __future__ import annotations
 
 import datetime as dt
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto
 
-from export import artifact, checks, faults, portable, resident
+from export import artifact, checks, faults, machine, portable, resident
 from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import STEPS, Levels
@@ -160,7 +159,7 @@ def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
     """The evidence with today's date, this machine and the versions in use."""
     return Certificate(
         created=dt.datetime.now(dt.UTC).date().isoformat(),
-        machine=f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        machine=machine.describe(),
         versions={
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -174,16 +173,6 @@ def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
         invariances=evidence.invariances,
         controls=evidence.controls,
     )
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def _read_back(folder: Path, certified: Contract) -> None:
