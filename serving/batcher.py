@@ -10,6 +10,7 @@ a row never pays for more than twice its own.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -41,8 +42,11 @@ class Slice(NamedTuple, Generic[K]):
         return self.chunk.first_step + self.offset
 
 
+_slice = functools.partial(tuple.__new__, Slice)  # a NamedTuple's own constructor takes twice as long
+
+
 class _Queue(Generic[K]):
-    """One stream's chunks, and where it stands."""
+    """One stream's chunks, and where it stands. Kept from its first chunk until the stream is discarded."""
 
     __slots__ = ("chunks", "held", "in_batch", "offset", "stream", "turn", "waiting")
 
@@ -58,14 +62,10 @@ class _Queue(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[K]):
-    """Slices that run together."""
+    """Slices that run together; `steps` is T, the longest one's."""
 
     slices: list[Slice[K]]
-
-    @property
-    def steps(self) -> int:
-        """T: the longest slice."""
-        return max(piece.steps for piece in self.slices)
+    steps: int
 
 
 class Batcher(Generic[K]):
@@ -92,10 +92,11 @@ class Batcher(Generic[K]):
         if queue is None:
             queue = self._queues[stream] = _Queue(stream)
         queue.chunks.append(chunk)
-        queue.waiting += chunk.steps
-        self.waiting_steps += chunk.steps
+        steps = chunk.steps
+        queue.waiting += steps
+        self.waiting_steps += steps
         if not queue.turn and not queue.in_batch:
-            self._line_up(queue)
+            self._line_up(queue, steps)
 
     def waiting(self, stream: K) -> int:
         """Steps of one stream that have arrived and aren't computed, those in the running batch included."""
@@ -108,40 +109,42 @@ class Batcher(Generic[K]):
         if line is None:
             return None
         slices: list[Slice[K]] = []
-        longest = 0
-        while line and len(slices) < self.max_batch:
+        most, longest, slice_steps = self.max_batch, 0, self.slice_steps
+        while line and len(slices) < most:
             turn, queue = line[0]
             if queue.turn != turn:  # discarded or held since
                 line.popleft()
                 continue
-            chunk = queue.chunks[0]
-            steps = min(chunk.steps - queue.offset, self.slice_steps)
-            longest = max(longest, steps)
-            if (len(slices) + 1) * longest > self.max_run_steps:
-                break
+            chunk, offset = queue.chunks[0], queue.offset
+            steps = chunk.steps - offset
+            steps = min(steps, slice_steps)
+            if steps > longest:
+                most = min(self.max_batch, self.max_run_steps // steps)
+                if len(slices) >= most:
+                    break
+                longest = steps
             line.popleft()
             queue.turn = 0
             queue.in_batch = steps
-            slices.append(Slice(queue.stream, chunk, queue.offset, steps))
-        return Batch(slices) if slices else None
+            slices.append(_slice((queue.stream, chunk, offset, steps)))
+        return Batch(slices, longest) if slices else None
 
     def finish(self, batch: Batch[K]) -> None:
         """Account for a batch that has run: its slices no longer wait, and its streams line up again."""
-        for piece in batch.slices:
-            queue = self._queues.get(piece.stream)
+        queues = self._queues
+        for stream, chunk, _offset, steps in batch.slices:
+            queue = queues.get(stream)
             if queue is None or not queue.in_batch:  # discarded while it ran
                 continue
             queue.in_batch = 0
-            queue.waiting -= piece.steps
-            self.waiting_steps -= piece.steps
-            queue.offset += piece.steps
-            if queue.offset == piece.chunk.steps:
+            queue.waiting -= steps
+            self.waiting_steps -= steps
+            queue.offset += steps
+            if queue.offset == chunk.steps:
                 queue.chunks.popleft()
                 queue.offset = 0
             if queue.chunks:
-                self._line_up(queue)
-            elif not queue.held:
-                del self._queues[piece.stream]
+                self._line_up(queue, queue.chunks[0].steps - queue.offset)
 
     def discard(self, stream: K) -> None:
         """Forget all that a stream has waiting; a slice of it that is running has no effect here any more."""
@@ -164,11 +167,8 @@ class Batcher(Generic[K]):
         if queue is None or not queue.held:
             return
         queue.held = False
-        if queue.chunks:
-            if not queue.in_batch:
-                self._line_up(queue)
-        else:
-            del self._queues[stream]
+        if queue.chunks and not queue.in_batch:
+            self._line_up(queue, queue.chunks[0].steps - queue.offset)
 
     def check(self) -> None:
         """Assert that the books balance."""
@@ -182,13 +182,13 @@ class Batcher(Generic[K]):
             assert ready == bool(queue.turn), "a stream with work has no turn, or one without has"
             assert ready == any(queue is other for other in lined_up)
 
-    def _line_up(self, queue: _Queue[K]) -> None:
+    def _line_up(self, queue: _Queue[K], steps: int) -> None:
+        """Give a queue whose head has `steps` left a place in line."""
         if queue.held:
             return
-        steps = min(queue.chunks[0].steps - queue.offset, self.slice_steps)
-        self._age += 1
-        queue.turn = self._age
-        self._lines[steps.bit_length()].append((self._age, queue))
+        self._age = queue.turn = age = self._age + 1
+        steps = min(steps, self.slice_steps)
+        self._lines[steps.bit_length()].append((age, queue))
 
     def _oldest_line(self) -> deque[tuple[int, _Queue[K]]] | None:
         oldest = None

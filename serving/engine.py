@@ -72,7 +72,7 @@ class Engine:
         lengths: Sequence[int],
         read_rows: Sequence[int],
         write_rows: Sequence[int],
-    ) -> list[list[bytes]]:
+    ) -> list[tuple[bytes, ...]]:
         """Compute lengths[b] >= 1 steps of every lane b, from the state in read_rows[b] to write_rows[b].
 
         `inputs[b]` and the result's entry b hold one item per model input or output: lengths[b] steps as bytes.
@@ -92,7 +92,7 @@ class Engine:
         unpacked = [
             self._unpack(self._outputs[index], spec, lengths, steps) for index, spec in enumerate(self.contract.outputs)
         ]
-        return [list(lane) for lane in zip(*unpacked, strict=True)]
+        return list(zip(*unpacked, strict=True))
 
     def read_state(self, row: int) -> list[npt.NDArray[Any]]:
         """A copy of one row: one [W] array per slab."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cellstream.v1 import stream_inference_pb2 as pb
-from serving.config import UINT32_MAX, Limits
+from serving.config import Limits
 from serving.errors import CannotResume, TooLarge
 from serving.lane import Lane, Lanes
 from serving.stats import ServerStats
@@ -87,8 +87,3 @@ def check_name(what: str, text: str) -> None:
     """Raise TooLarge for a name that is longer than one may be."""
     if len(text) > MAX_NAME:
         raise TooLarge(f"a {what} of {len(text)} characters; the limit is {MAX_NAME}")
-
-
-def micros(seconds: float) -> int:
-    """Seconds as whole microseconds, within what the protocol's uint32 holds (a held stream may wait for hours)."""
-    return min(max(0, int(seconds * 1e6)), UINT32_MAX)

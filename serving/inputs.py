@@ -6,8 +6,10 @@ Owns the rules on lengths, ranges and finiteness of a chunk's tensors. Everythin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model.contract import Contract, TensorSpec
 from serving.config import Limits
@@ -22,8 +24,8 @@ class InputCheck:
         self._limit = limits.max_steps_per_message
         self.step_bytes = tuple(spec.step_bytes for spec in contract.inputs)
 
-    def __call__(self, steps: int, inputs: Sequence[bytes | memoryview]) -> None:
-        """Raise InvalidInput or TooLarge unless `inputs` are `steps` steps of every model input, in order."""
+    def sizes(self, steps: int, inputs: Sequence[bytes | memoryview]) -> None:
+        """Raise InvalidInput or TooLarge unless `inputs` are as long as `steps` steps of every input."""
         if steps < 1:
             raise InvalidInput(f"a chunk of {steps} steps; it must have at least 1")
         if steps > self._limit:
@@ -37,23 +39,47 @@ class InputCheck:
                     f"input {spec.name!r} has {len(data)} bytes; {steps} steps of {spec.dtype}{list(spec.shape)} "
                     f"are {steps * step_bytes} bytes"
                 )
-            _check_values(spec, data)
+
+    def values(self, first_step: int, inputs: Sequence[bytes | memoryview]) -> None:
+        """Raise InvalidInput unless every value of these consecutive steps is finite and within its bounds."""
+        for spec, data in zip(self._specs, inputs, strict=True):
+            values = np.frombuffer(data, dtype=spec.dtype)
+            if not _sound(spec, values):
+                raise _fault(spec, values, first_step)
+
+    def faults(
+        self, first_steps: Sequence[int], lanes: Sequence[Sequence[bytes | memoryview]]
+    ) -> dict[int, InvalidInput]:
+        """What is wrong with the values of single steps, one of each lane, by lane: all are looked at in one go."""
+        found: dict[int, InvalidInput] = {}
+        for place, spec in enumerate(self._specs):
+            together = np.frombuffer(b"".join([lane[place] for lane in lanes]), dtype=spec.dtype)
+            if _sound(spec, together):
+                continue
+            for lane, values in enumerate(together.reshape(len(lanes), -1)):
+                if not _sound(spec, values):
+                    found.setdefault(lane, _fault(spec, values, first_steps[lane]))
+        return found
 
 
-def _check_values(spec: TensorSpec, data: bytes | memoryview) -> None:
-    values = np.frombuffer(data, dtype=spec.dtype)
+def _sound(spec: TensorSpec, values: npt.NDArray[Any]) -> bool:
     if values.dtype.kind == "f":
-        finite = np.isfinite(values)
-        if not finite.all():
-            where = int(np.argmin(finite))
-            step, element = divmod(where, spec.elements)
-            raise InvalidInput(
-                f"input {spec.name!r} holds {values[where]} at step {step} of the chunk, element {element}; "
-                "every value must be finite"
-            )
-    elif spec.minimum is not None or spec.maximum is not None:
-        low, high = int(values.min()), int(values.max())
-        if spec.minimum is not None and low < spec.minimum:
-            raise InvalidInput(f"input {spec.name!r} holds {low}; the smallest value is {spec.minimum}")
-        if spec.maximum is not None and high > spec.maximum:
-            raise InvalidInput(f"input {spec.name!r} holds {high}; the largest value is {spec.maximum}")
+        return bool(np.isfinite(values).all())
+    low, high = spec.minimum, spec.maximum
+    return (low is None or int(values.min()) >= low) and (high is None or int(values.max()) <= high)
+
+
+def _fault(spec: TensorSpec, values: npt.NDArray[Any], first_step: int) -> InvalidInput:
+    """What is wrong with the first bad value."""
+    low, high = spec.minimum, spec.maximum
+    if values.dtype.kind == "f":
+        where = int(np.argmin(np.isfinite(values)))
+        rule = "every value must be finite"
+    elif low is not None and int(values.min()) < low:
+        where, rule = int(np.argmax(values < low)), f"the smallest value is {low}"
+    else:
+        where, rule = int(np.argmax(values > high)), f"the largest value is {high}"
+    step, element = divmod(where, spec.elements)
+    return InvalidInput(
+        f"input {spec.name!r} holds {values[where]} in the step numbered {first_step + step}, element {element}; {rule}"
+    )

@@ -7,16 +7,17 @@ own tells whether that lane's input was to blame or the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
 
 from model.contract import Contract
-from serving.config import Batching, Limits
+from serving.config import UINT32_MAX, Batching, Limits
 from serving.engine import EngineError
-from serving.errors import ComputeFailed, ConfigError, Unavailable, UnknownModel
+from serving.errors import ComputeFailed, ConfigError, Refusal, Unavailable, UnknownModel
 from serving.inputs import InputCheck
+from serving.single_steps import Layout
 from serving.stats import ModelStats
 from serving.streams import Run, Streams
 
@@ -43,7 +44,7 @@ class Computes(Protocol):
         lengths: list[int],
         read_rows: list[int],
         write_rows: list[int],
-    ) -> list[list[bytes]]:
+    ) -> Sequence[Sequence[bytes]]:
         """Compute, or raise EngineError and change nothing."""
 
     def probe(self, scratch_row: int, *, lanes: int = 1, steps: int = 1) -> None:
@@ -72,6 +73,7 @@ class Lane:
             max_batch=batching.max_batch, slice_steps=engine.slice_steps, max_run_steps=batching.max_run_steps
         )
         self.check = InputCheck(engine.contract, limits)
+        self.layout = Layout(engine.contract)
         self.streams = Streams(check=self.check, limits=limits, batching=self.batching)
         self.stats = ModelStats()
         self.ready = True
@@ -102,38 +104,51 @@ class Lane:
             return
         run = self.streams.take()
         if run is not None:
-            self._carry_out(run)
+            self._begin(run)
+
+    def _begin(self, run: Run) -> None:
+        """Carry out a run, but for the lanes whose one step holds what no step may: those end, and the others go on."""
+        if run.batch.steps == 1:
+            slices = run.batch.slices
+            faults = self.check.faults([piece.first_step for piece in slices], self._inputs(run))
+            if faults:
+                self.streams.fail(run.of(faults), list(faults.values()))
+                run = run.of(lane for lane in range(len(run)) if lane not in faults)
+                if not len(run):
+                    return
+        self._carry_out(run)
 
     def _carry_out(self, run: Run, *, again: bool = False) -> None:
         started = self._clock()
         slices = run.batch.slices
-        inputs = [self._inputs_of(piece.chunk.inputs, piece.chunk.steps, piece.offset, piece.steps) for piece in slices]
         try:
-            outputs = self.engine.run(inputs, [piece.steps for piece in slices], run.read_rows, run.write_rows)
+            outputs = self.engine.run(
+                self._inputs(run), [piece.steps for piece in slices], run.read_rows, run.write_rows
+            )
         except EngineError as error:
             self._failed(run, error, again=again)
             return
-        finished = self._clock()
-        self._count(run, started, finished)
-        self.streams.settle(run, outputs, started=started, finished=finished)
+        (compute_us,) = _micros([self._clock() - started])
+        queue_us = _micros([started - piece.chunk.arrived for piece in slices])
+        stats = self.stats
+        stats.batch_streams.add(len(slices))
+        stats.compute_times.add((compute_us,))
+        stats.queue_times.add(queue_us)
+        stats.steps += sum([piece.steps for piece in slices])
+        self.streams.settle(run, outputs, queue_us=queue_us, compute_us=compute_us)
 
-    def _inputs_of(
-        self, inputs: tuple[bytes | memoryview, ...], chunk_steps: int, offset: int, steps: int
-    ) -> tuple[bytes | memoryview, ...]:
-        if steps == chunk_steps:
-            return inputs
+    def _inputs(self, run: Run) -> list[tuple[bytes | memoryview, ...]]:
+        """What each lane computes, tensor by tensor."""
+        return [
+            chunk.inputs if steps == chunk.steps else self._cut(chunk.inputs, offset, steps)
+            for _stream, chunk, offset, steps in run.batch.slices
+        ]
+
+    def _cut(self, inputs: tuple[bytes | memoryview, ...], offset: int, steps: int) -> tuple[bytes | memoryview, ...]:
         return tuple(
             memoryview(data)[offset * size : (offset + steps) * size]
             for data, size in zip(inputs, self.check.step_bytes, strict=True)
         )
-
-    def _count(self, run: Run, started: float, finished: float) -> None:
-        stats = self.stats
-        stats.batch_streams.add(len(run))
-        stats.compute_seconds.add(finished - started)
-        for piece in run.batch.slices:
-            stats.steps += piece.steps
-            stats.queue_seconds.add(started - piece.chunk.arrived)
 
     def _failed(self, run: Run, error: EngineError, *, again: bool) -> None:
         self.stats.failed_runs += 1
@@ -144,14 +159,17 @@ class Lane:
             if self.ready:
                 self._carry_out(second)
             else:
-                self.streams.fail(second, self._unavailable())
+                self._fail(second, self._unavailable())
         elif not again:
             self._carry_out(run, again=True)
         elif self._works():
             (piece,) = run.batch.slices
-            self.streams.fail(run, ComputeFailed(f"the model can't compute the step numbered {piece.first_step}"))
+            self._fail(run, ComputeFailed(f"the model can't compute the step numbered {piece.first_step}"))
         else:
-            self.streams.fail(run, self._unavailable())
+            self._fail(run, self._unavailable())
+
+    def _fail(self, run: Run, refusal: Refusal) -> None:
+        self.streams.fail(run, [refusal] * len(run))
 
     def _works(self) -> bool:
         try:
@@ -181,11 +199,11 @@ class Lane:
         self.on_ready_changed(self)
 
     def _probe(self, *, lanes: int = 1, steps: int = 1) -> None:
-        row = self.streams.rows.claim()
+        (row,) = rows = self.streams.rows.claim(1)
         try:
             self.engine.probe(row, lanes=lanes, steps=steps)
         finally:
-            self.streams.rows.release(row)
+            self.streams.rows.release(rows)
 
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"model {self.name!r} version {self.version} doesn't compute at the moment")
@@ -218,3 +236,11 @@ class Lanes:
             asked = f"{name!r} version {version}" if version else f"{name!r}"
             raise UnknownModel(f"no model {asked}; served: {served}")
         return lane
+
+
+def _micros(seconds: list[float]) -> list[int]:
+    """Seconds as whole microseconds, within what the protocol's uint32 holds (a held stream may wait for hours)."""
+    found = [int(value * 1e6) for value in seconds]
+    if min(found) >= 0 and max(found) <= UINT32_MAX:
+        return found
+    return [min(max(0, value), UINT32_MAX) for value in found]

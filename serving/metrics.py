@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from serving.config import host_and_port
 from serving.front import Front
 from serving.lane import Lane
-from serving.stats import Histogram
+from serving.stats import Histogram, Times
 
 _LABELS = ("model", "version")
 
@@ -53,10 +53,10 @@ class _Scrape(Collector):
             for lane in lanes:
                 counter.add_metric(_labels(lane), read(lane))
             yield counter
-        histograms: dict[str, tuple[str, Callable[[Lane], Histogram]]] = {
+        histograms: dict[str, tuple[str, Callable[[Lane], Histogram | Times]]] = {
             "cellstream_batch_streams": ("Streams in a run", lambda lane: lane.stats.batch_streams),
-            "cellstream_queue_seconds": ("A chunk's wait for its run", lambda lane: lane.stats.queue_seconds),
-            "cellstream_compute_seconds": ("A run's time in the engine", lambda lane: lane.stats.compute_seconds),
+            "cellstream_queue_seconds": ("A chunk's wait for its run", lambda lane: lane.stats.queue_times),
+            "cellstream_compute_seconds": ("A run's time in the engine", lambda lane: lane.stats.compute_times),
         }
         for name, (text, pick) in histograms.items():
             family = HistogramMetricFamily(name, text, labels=_LABELS)
@@ -88,7 +88,7 @@ def _labels(lane: Lane) -> tuple[str, str]:
     return (lane.name, str(lane.version))
 
 
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+def _buckets(histogram: Histogram | Times) -> list[tuple[str, float]]:
     total, buckets = 0, []
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count

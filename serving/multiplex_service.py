@@ -6,6 +6,9 @@ are gathered during a turn and go out as one message per call. A stream's life i
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
@@ -14,7 +17,7 @@ from serving.errors import InvalidInput, Refusal, TooLarge, WrongPhase
 from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.status import code_of, trailing
-from serving.streams import Answer, Stream
+from serving.streams import Stream
 from serving.wire import Call
 
 METHOD = f"/{SERVICE}/Multiplex"
@@ -32,47 +35,47 @@ class _Member:
         self.call = call
         self.key = key
 
-    def on_outputs(self, answer: Answer) -> None:
+    def on_outputs(
+        self,
+        first_step: int,
+        steps: int,
+        outputs: Sequence[bytes],
+        queue_us: int,  # noqa: ARG002  columns have no times
+        compute_us: int,  # noqa: ARG002
+    ) -> None:
         """Some steps are computed."""
-        self.call.gather(self, answer)
+        self.call.gather(self.lane).append((self.key, first_step, steps, outputs))
 
     def on_end(self, refusal: Refusal | None) -> None:
         """The stream has ended by itself."""
         self.call.ended(self.key, refusal)
 
 
-class _Columns:
-    """The answers of one model's streams, gathered during a turn."""
+_Gathered = tuple[int, int, int, Sequence[bytes]]  # key, first step, steps, outputs
 
-    __slots__ = ("first_steps", "keys", "steps", "tensors")
 
-    def __init__(self, outputs: int) -> None:
-        self.keys: list[int] = []
-        self.first_steps: list[int] = []
-        self.steps: list[int] = []
-        self.tensors: list[list[bytes]] = [[] for _ in range(outputs)]
-
-    def message(self) -> pb.StepRows:
-        """The columns as a message; steps are left out where all are 1."""
-        return pb.StepRows(
-            keys=self.keys,
-            first_steps=self.first_steps,
-            steps=self.steps if max(self.steps) > 1 else (),
-            tensors=[b"".join(rows) for rows in self.tensors],
-        )
+def _columns(answers: list[_Gathered]) -> pb.StepRows:
+    """Answers of one model's streams as columns; steps are left out where all are 1."""
+    keys, first_steps, steps, outputs = zip(*answers, strict=True)
+    return pb.StepRows(
+        keys=keys,
+        first_steps=first_steps,
+        steps=steps if max(steps) > 1 else (),
+        tensors=[b"".join(rows) for rows in zip(*outputs, strict=True)],
+    )
 
 
 class MultiplexCall:
     """One Multiplex call: the wire's handler."""
 
-    __slots__ = ("_call", "_columns", "_finishing", "_front", "_held", "_members", "_response", "_waiting")
+    __slots__ = ("_answers", "_call", "_finishing", "_front", "_held", "_members", "_response", "_waiting")
 
     def __init__(self, front: Front, call: Call) -> None:
         self._front = front
         self._call = call
         self._members: dict[int, _Member] = {}
         self._response: pb.MultiplexResponse | None = None  # being gathered
-        self._columns: dict[Lane, _Columns] = {}
+        self._answers: dict[Lane, list[_Gathered]] = {}
         self._waiting = 0  # steps of all members that have arrived and aren't computed
         self._held = False
         self._finishing = False
@@ -116,18 +119,13 @@ class MultiplexCall:
 
     # From the streams.
 
-    def gather(self, member: _Member, answer: Answer) -> None:
-        """Add an answer to what goes out after this turn."""
-        columns = self._columns.get(member.lane)
-        if columns is None:
+    def gather(self, lane: Lane) -> list[_Gathered]:
+        """Where answers of this model are gathered that go out after this turn."""
+        answers = self._answers.get(lane)
+        if answers is None:
             self._gathering()
-            columns = self._columns[member.lane] = _Columns(len(answer.outputs))
-        columns.keys.append(member.key)
-        columns.first_steps.append(answer.first_step)
-        columns.steps.append(answer.steps)
-        for rows, data in zip(columns.tensors, answer.outputs, strict=True):
-            rows.append(data)
-        self._waiting -= answer.steps
+            answers = self._answers[lane] = []
+        return answers
 
     def ended(self, key: int, refusal: Refusal | None) -> None:
         """A stream is over; the others go on."""
@@ -154,9 +152,10 @@ class MultiplexCall:
         response, self._response = self._response, None
         if response is None:
             return
-        for columns in self._columns.values():
-            response.outputs.append(columns.message())
-        self._columns = {}
+        for answers in self._answers.values():
+            response.outputs.append(_columns(answers))
+            self._waiting -= sum([steps for _key, _first, steps, _outputs in answers])
+        self._answers = {}
         self._front.stats.messages_out += 1
         self._call.send(response.SerializeToString())
         if not self._held and self._call.unsent_bytes >= self._unsent_limit():
@@ -221,21 +220,25 @@ class MultiplexCall:
             if member is None:
                 self.ended(key, WrongPhase(f"no stream with key {key} is open in this call"))
         for lane in lanes:
-            tensors = _split(lane, steps, rows)
             now = self._front.clock()
-            for index, member in enumerate(members):
+            columns = zip(*_split(lane, steps, rows), strict=True)
+            for member, first_step, count, inputs in zip(members, first_steps, steps, columns, strict=True):
                 if member is not None:
-                    inputs = [column[index] for column in tensors]
-                    self._push_one(member, first_steps[index], steps[index], inputs, now)
+                    self._push_one(member, first_step, count, inputs, now)
 
-    def _push_one(self, member: _Member, first_step: int, steps: int, inputs: list[memoryview], now: float) -> None:
-        before = member.stream.accepted_step
+    def _push_one(
+        self, member: _Member, first_step: int, steps: int, inputs: tuple[bytes | memoryview, ...], now: float
+    ) -> None:
+        stream, before = member.stream, member.stream.accepted_step
         try:
-            member.lane.streams.push(member.stream, first_step, steps, inputs, now)
+            if steps == 1 and first_step == before + 1:
+                member.lane.streams.push_next(stream, 1, inputs, now)  # its size is right: the columns' was
+            else:
+                member.lane.streams.push(stream, first_step, steps, inputs, now)
         except Refusal as refusal:
             self.ended(member.key, refusal)
         else:
-            self._waiting += member.stream.accepted_step - before
+            self._waiting += stream.accepted_step - before
 
     def _gathering(self) -> pb.MultiplexResponse:
         if self._response is None:
@@ -266,21 +269,22 @@ class MultiplexCall:
         self._call.finish(code_of(refusal), str(refusal), trailing(refusal))
 
 
-def _split(lane: Lane, steps: list[int], rows: pb.StepRows) -> list[list[memoryview]]:
+def _split(lane: Lane, steps: list[int], rows: pb.StepRows) -> list[list[bytes | memoryview]]:
     """Each tensor's column cut into its rows. Raises InvalidInput where the bytes don't add up."""
     sizes = lane.check.step_bytes
     if len(rows.tensors) != len(sizes):
         raise InvalidInput(f"{len(rows.tensors)} input tensors; the model takes {len(sizes)}")
-    columns = []
+    total, single = sum(steps), max(steps) == 1
+    columns: list[list[bytes | memoryview]] = []
     for spec, size, data in zip(lane.contract.inputs, sizes, rows.tensors, strict=True):
-        if len(data) != sum(steps) * size:
+        if len(data) != total * size:
             raise InvalidInput(
-                f"input {spec.name!r} has {len(data)} bytes; {sum(steps)} steps of {spec.dtype}{list(spec.shape)} "
-                f"are {sum(steps) * size} bytes"
+                f"input {spec.name!r} has {len(data)} bytes; {total} steps of {spec.dtype}{list(spec.shape)} "
+                f"are {total * size} bytes"
             )
-        view, column, start = memoryview(data), [], 0
-        for count in steps:
-            column.append(view[start : start + count * size])
-            start += count * size
-        columns.append(column)
+        if single and total == len(steps):
+            columns.append([data[start : start + size] for start in range(0, len(data), size)])
+            continue
+        view, ends = memoryview(data), [size * end for end in itertools.accumulate(steps)]
+        columns.append([view[start:end] for start, end in zip([0, *ends], ends, strict=False)])
     return columns

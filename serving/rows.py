@@ -8,6 +8,8 @@ points at the new one. Row 0 holds a new stream's first state; it is never writt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 INITIAL = 0
 
 
@@ -28,12 +30,14 @@ class Rows:
         """Rows that hold a state somebody refers to, row 0 aside."""
         return self.capacity - 1 - len(self._free)
 
-    def claim(self) -> int:
-        """A fresh row, referred to once."""
-        assert self._free, "more rows claimed than streams and lanes can need"
-        row = self._free.pop()
-        self._references[row] = 1
-        return row
+    def claim(self, count: int) -> list[int]:
+        """So many fresh rows, each referred to once."""
+        assert 0 < count <= len(self._free), "more rows claimed than streams and lanes can need"
+        rows = self._free[-count:]
+        del self._free[-count:]
+        for row in rows:
+            self._references[row] = 1
+        return rows
 
     def refer(self, row: int) -> int:
         """Refer to a row once more (a fork, a checkpoint); returns it."""
@@ -42,15 +46,17 @@ class Rows:
             self._references[row] += 1
         return row
 
-    def release(self, row: int) -> None:
-        """Refer to a row once less; the last one frees it."""
-        if row == INITIAL:
-            return
-        left = self._references[row] - 1
-        assert left >= 0, f"row {row} released twice"
-        self._references[row] = left
-        if left == 0:
-            self._free.append(row)
+    def release(self, rows: Iterable[int]) -> None:
+        """Refer to each of the rows once less; the last reference frees a row."""
+        references, free = self._references, self._free
+        for row in rows:
+            if row == INITIAL:
+                continue
+            left = references[row] - 1
+            assert left >= 0, f"row {row} released twice"
+            references[row] = left
+            if left == 0:
+                free.append(row)
 
     def check(self) -> None:
         """Assert that the books balance."""

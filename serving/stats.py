@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # streams in a run
-SECONDS_BOUNDS = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1.0, 5.0)
+MICROS_BITS = 24  # of the longest time whose bucket has a bound: 16.8 s
+UINT32_BITS = 32
 
 
 class Histogram:
@@ -29,6 +31,35 @@ class Histogram:
         self.total += value
 
 
+class Times:
+    """A histogram of microseconds of 32 bits, in buckets of powers of two: an integer's length is its bucket."""
+
+    __slots__ = ("_counts", "_micros")
+
+    bounds = tuple((1 << bits) / 1e6 for bits in range(MICROS_BITS + 1))  # seconds
+
+    def __init__(self) -> None:
+        self._counts = [0] * (UINT32_BITS + 1)
+        self._micros = 0
+
+    def add(self, values: Sequence[int]) -> None:
+        """Count times."""
+        counts = self._counts
+        for value in values:
+            counts[value.bit_length()] += 1
+        self._micros += sum(values)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many there are up to each bound, above the one before; then those above all."""
+        return [*self._counts[: MICROS_BITS + 1], sum(self._counts[MICROS_BITS + 1 :])]
+
+    @property
+    def total(self) -> float:
+        """All of them together, in seconds."""
+        return self._micros / 1e6
+
+
 @dataclass(slots=True)
 class ModelStats:
     """What one model has done since it was loaded."""
@@ -37,8 +68,8 @@ class ModelStats:
     steps: int = 0
     failed_runs: int = 0
     batch_streams: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
-    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
-    compute_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS_BOUNDS))
+    queue_times: Times = field(default_factory=Times)
+    compute_times: Times = field(default_factory=Times)
 
 
 @dataclass(slots=True)

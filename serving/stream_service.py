@@ -5,15 +5,18 @@ Owns the messages of this RPC and when the next one is read. A stream's life is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
 from serving.errors import InvalidInput, Refusal, WrongPhase
-from serving.front import SERVICE, Front, micros
+from serving.front import SERVICE, Front
 from serving.lane import Lane
+from serving.single_steps import SingleSteps
 from serving.status import code_of, trailing
-from serving.streams import Answer, Phase, Stream
+from serving.streams import Phase, Stream
 from serving.wire import Call
 
 METHOD = f"/{SERVICE}/Stream"
@@ -22,14 +25,16 @@ METHOD = f"/{SERVICE}/Stream"
 class StreamCall:
     """One Stream call: the wire's handler and the stream's sink in one."""
 
-    __slots__ = ("_call", "_front", "_held", "_lane", "_stream")
+    __slots__ = ("_call", "_front", "_held", "_lane", "_singles", "_stalled", "_stream")
 
     def __init__(self, front: Front, call: Call) -> None:
         self._front = front
         self._call = call
         self._lane: Lane | None = None
         self._stream: Stream | None = None
+        self._singles: SingleSteps | None = None  # once the stream is open
         self._held = False  # its client doesn't read, so it gets no turns
+        self._stalled = False  # the next message isn't asked for until something is computed or read
         front.calls.add(self)
         call.receive()
 
@@ -37,9 +42,17 @@ class StreamCall:
 
     def on_message(self, data: bytes) -> None:
         """A message has arrived."""
-        self._front.stats.messages_in += 1
+        front, stream, singles = self._front, self._stream, self._singles
+        front.stats.messages_in += 1
         try:
-            self._front.check_size(data)
+            if stream is not None and singles is not None:
+                inputs = singles.read(data, stream.accepted_step + 1)
+                if inputs is not None:
+                    assert self._lane is not None
+                    self._lane.streams.push_next(stream, 1, inputs, front.clock())
+                    self._receive_if_room()
+                    return
+            front.check_size(data)
             self._take(data)
         except Refusal as refusal:
             self._refuse(refusal)
@@ -60,7 +73,8 @@ class StreamCall:
             assert self._stream is not None
             self._held = False
             self._lane.streams.batcher.release(self._stream)
-        self._receive_if_room()
+        if self._stalled:
+            self._receive_if_room()
 
     def on_closed(self, *, cancelled: bool) -> None:  # noqa: ARG002  however it ended, the stream is over
         """The call is over."""
@@ -70,22 +84,26 @@ class StreamCall:
 
     # From the stream.
 
-    def on_outputs(self, answer: Answer) -> None:
+    def on_outputs(self, first_step: int, steps: int, outputs: Sequence[bytes], queue_us: int, compute_us: int) -> None:
         """Some steps are computed."""
-        outputs = pb.Outputs(
-            first_step=answer.first_step,
-            steps=answer.steps,
-            outputs=answer.outputs,
-            queue_us=micros(answer.queued),
-            compute_us=micros(answer.compute),
-        )
-        self._send(pb.StreamResponse(outputs=outputs))
-        if self._call.unsent_bytes >= self._front.limits.max_unsent_bytes and not self._held:
+        front, call = self._front, self._call
+        if steps == 1:
+            assert self._singles is not None
+            data = self._singles.write(first_step, outputs, queue_us, compute_us)
+        else:
+            answer = pb.Outputs(
+                first_step=first_step, steps=steps, outputs=outputs, queue_us=queue_us, compute_us=compute_us
+            )
+            data = pb.StreamResponse(outputs=answer).SerializeToString()
+        front.stats.messages_out += 1
+        call.send(data)
+        if call.unsent_bytes >= front.limits.max_unsent_bytes and not self._held:
             assert self._lane is not None
             assert self._stream is not None
             self._held = True
             self._lane.streams.batcher.hold(self._stream)
-        self._receive_if_room()
+        if self._stalled:
+            self._receive_if_room()
 
     def on_end(self, refusal: Refusal | None) -> None:
         """The stream has ended by itself."""
@@ -120,6 +138,7 @@ class StreamCall:
             if self._stream is not None:
                 raise WrongPhase("a second Open; one call is one stream")
             self._lane, self._stream, opened = self._front.open(request.open, self)
+            self._singles = SingleSteps(self._lane.layout)
             self._send(pb.StreamResponse(opened=opened))
         else:
             raise InvalidInput("the message is neither Open nor Chunk")
@@ -129,13 +148,13 @@ class StreamCall:
         self._call.send(response.SerializeToString())
 
     def _receive_if_room(self) -> None:
-        stream, limits = self._stream, self._front.limits
-        if stream is not None:
-            assert self._lane is not None
-            if stream.phase is not Phase.OPEN or self._lane.streams.waiting(stream) >= limits.window_steps:
-                return
-        if self._call.unsent_bytes < limits.max_unsent_bytes:
-            self._call.receive()
+        stream, limits, call = self._stream, self._front.limits, self._call
+        self._stalled = (
+            stream is not None
+            and (stream.phase is not Phase.OPEN or stream.accepted_step - stream.answered_step >= limits.window_steps)
+        ) or call.unsent_bytes >= limits.max_unsent_bytes
+        if not self._stalled:
+            call.receive()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._front.stats.refusals[refusal.reason] += 1

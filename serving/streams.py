@@ -14,7 +14,8 @@ A stream's life, and every move it can make:
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from serving.batcher import Batch, Batcher, Chunk
@@ -22,6 +23,8 @@ from serving.config import Batching, Limits
 from serving.errors import OutOfOrder, Overloaded, Refusal, ShuttingDown, TooManyStreams, WrongPhase
 from serving.inputs import InputCheck
 from serving.rows import INITIAL, Rows
+
+_chunk = functools.partial(tuple.__new__, Chunk)  # a NamedTuple's own constructor takes twice as long
 
 
 class Phase(enum.Enum):
@@ -42,24 +45,14 @@ _MOVES = {
 class Sink(Protocol):
     """Where a stream's answers go."""
 
-    def on_outputs(self, answer: Answer) -> None:
-        """Some steps are computed."""
+    def on_outputs(self, first_step: int, steps: int, outputs: Sequence[bytes], queue_us: int, compute_us: int) -> None:
+        """Some steps are computed; the first of them waited `queue_us`, and its run took `compute_us`, both uint32.
+
+        `outputs` has one entry per model output: `steps` steps, little-endian.
+        """
 
     def on_end(self, refusal: Refusal | None) -> None:
         """The stream has ended by itself: everything is answered (None), or it can't go on."""
-
-
-class Answer:
-    """The outputs of consecutive steps of one stream, and how long they took (seconds)."""
-
-    __slots__ = ("compute", "first_step", "outputs", "queued", "steps")
-
-    def __init__(self, first_step: int, steps: int, outputs: list[bytes], queued: float, compute: float) -> None:
-        self.first_step = first_step
-        self.steps = steps
-        self.outputs = outputs  # one per model output: `steps` steps, little-endian
-        self.queued = queued
-        self.compute = compute
 
 
 class Stream:
@@ -92,10 +85,15 @@ class Run:
     def halves(self) -> tuple[Run, Run]:
         """Two runs that together do the same (for finding the one that fails)."""
         middle = len(self) // 2
-        return (
-            Run(Batch(self.batch.slices[:middle]), self.read_rows[:middle], self.write_rows[:middle]),
-            Run(Batch(self.batch.slices[middle:]), self.read_rows[middle:], self.write_rows[middle:]),
-        )
+        return self.of(range(middle)), self.of(range(middle, len(self)))
+
+    def of(self, lanes: Iterable[int]) -> Run:
+        """The run of these lanes alone."""
+        lanes = list(lanes)
+        slices, read, write = self.batch.slices, self.read_rows, self.write_rows
+        kept = [slices[lane] for lane in lanes]
+        batch = Batch(kept, max((piece.steps for piece in kept), default=0))
+        return Run(batch, [read[lane] for lane in lanes], [write[lane] for lane in lanes])
 
 
 class Streams:
@@ -134,28 +132,46 @@ class Streams:
         """Accept a chunk: steps first_step … first_step + steps - 1, numbered from 1.
 
         Steps that are here already are dropped (a client that sends again is right to), a gap is refused.
-        Raises InvalidInput, TooLarge, OutOfOrder, Overloaded or WrongPhase; a refused chunk changes nothing.
+        Raises InvalidInput, TooLarge, OutOfOrder, Overloaded or WrongPhase; a refused chunk changes nothing. The values
+        of a single step are left to whoever runs it, who checks all streams' at once.
         """
-        if stream.phase is not Phase.OPEN:
-            raise WrongPhase(f"a chunk for a stream that is {stream.phase.value}")
-        self._check(steps, inputs)
+        self._check.sizes(steps, inputs)
+        if steps > 1:
+            self._check.values(first_step, inputs)
         known = stream.accepted_step + 1 - first_step  # steps of this chunk that are here already
         if first_step < 1:
             raise OutOfOrder("first_step is 0; steps are numbered from 1")
         if known < 0:
             raise OutOfOrder(f"first_step is {first_step}; the stream's next step is {stream.accepted_step + 1}")
         if known >= steps:
+            self._check_open(stream)
             return
-        if self.batcher.waiting_steps + steps - known > self._most_waiting:
-            raise Overloaded(
-                f"{self.batcher.waiting_steps} steps are waiting, and {steps - known} more would pass the limit of "
-                f"{self._most_waiting}; try again later"
-            )
         if known:
             sizes = self._check.step_bytes
             inputs = [memoryview(data)[known * size :] for data, size in zip(inputs, sizes, strict=True)]
-        stream.accepted_step += steps - known
-        self.batcher.push(stream, Chunk(first_step + known, steps - known, tuple(inputs), now))
+        self.push_next(stream, steps - known, tuple(inputs), now)
+
+    def push_next(self, stream: Stream, steps: int, inputs: tuple[bytes | memoryview, ...], now: float) -> None:
+        """Accept the stream's next steps, of which all is known to fit but the values of a single one.
+
+        Raises Overloaded or WrongPhase; then nothing has changed.
+        """
+        if stream.phase is not Phase.OPEN:
+            self._check_open(stream)
+        waiting = self.batcher.waiting_steps
+        if waiting + steps > self._most_waiting:
+            raise Overloaded(
+                f"{waiting} steps are waiting, and {steps} more would pass the limit of {self._most_waiting}; try again"
+                " later"
+            )
+        first = stream.accepted_step + 1
+        stream.accepted_step += steps
+        self.batcher.push(stream, _chunk((first, steps, inputs, now)))
+
+    @staticmethod
+    def _check_open(stream: Stream) -> None:
+        if stream.phase is not Phase.OPEN:
+            raise WrongPhase(f"a chunk for a stream that is {stream.phase.value}")
 
     def waiting(self, stream: Stream) -> int:
         """Steps of the stream that have arrived and aren't computed."""
@@ -175,7 +191,7 @@ class Streams:
         self._live.remove(stream)
         self.batcher.discard(stream)
         if stream not in self._running:  # else its row is being read: freed when the run is over
-            self.rows.release(stream.row)
+            self.rows.release((stream.row,))
             stream.row = INITIAL
 
     def end_all(self, refusal: Refusal) -> None:
@@ -193,42 +209,42 @@ class Streams:
         batch = self.batcher.take()
         if batch is None:
             return None
-        claim = self.rows.claim
-        for piece in batch.slices:
-            self._running.add(piece.stream)
-        return Run(batch, [piece.stream.row for piece in batch.slices], [claim() for _ in batch.slices])
+        streams = [piece.stream for piece in batch.slices]
+        self._running.update(streams)
+        return Run(batch, [stream.row for stream in streams], self.rows.claim(len(streams)))
 
-    def settle(self, run: Run, outputs: Sequence[Sequence[bytes]], *, started: float, finished: float) -> None:
+    def settle(self, run: Run, outputs: Sequence[Sequence[bytes]], *, queue_us: Sequence[int], compute_us: int) -> None:
         """The run has succeeded: its streams move to their new rows, and the answers go out.
 
-        `outputs[lane]` has one entry per model output: that lane's steps, little-endian.
+        `outputs[lane]` has one entry per model output: that lane's steps, little-endian. `queue_us[lane]` is how long
+        the lane waited.
         """
+        slices = run.batch.slices
         self.batcher.finish(run.batch)
-        for piece, fresh, values in zip(run.batch.slices, run.write_rows, outputs, strict=True):
-            stream = piece.stream
-            self._running.discard(stream)
-            self.rows.release(stream.row)
+        self._running.difference_update([piece.stream for piece in slices])
+        self.rows.release(run.read_rows)
+        for (stream, chunk, offset, steps), fresh, values, queued in zip(
+            slices, run.write_rows, outputs, queue_us, strict=True
+        ):
             if stream.phase is Phase.ENDED:  # it ended while the run was under way
-                self.rows.release(fresh)
+                self.rows.release((fresh,))
                 stream.row = INITIAL
                 continue
             stream.row = fresh
-            stream.answered_step += piece.steps
-            stream.sink.on_outputs(
-                Answer(piece.first_step, piece.steps, list(values), started - piece.chunk.arrived, finished - started)
-            )
+            stream.answered_step += steps
+            stream.sink.on_outputs(chunk.first_step + offset, steps, values, queued, compute_us)
             if stream.phase is Phase.FINISHING:
                 self._end_if_drained(stream)
 
-    def fail(self, run: Run, refusal: Refusal) -> None:
-        """The run has failed for good: nothing has moved, and every member is told."""
+    def fail(self, run: Run, refusals: Sequence[Refusal]) -> None:
+        """The run has failed for good: nothing has moved, and every member is told, each its own."""
         self.batcher.finish(run.batch)
-        for piece, fresh in zip(run.batch.slices, run.write_rows, strict=True):
-            self.rows.release(fresh)
+        self.rows.release(run.write_rows)
+        for piece, refusal in zip(run.batch.slices, refusals, strict=True):
             stream = piece.stream
             self._running.discard(stream)
             if stream.phase is Phase.ENDED:
-                self.rows.release(stream.row)
+                self.rows.release((stream.row,))
                 stream.row = INITIAL
             else:
                 self._fail(stream, refusal)

@@ -9,7 +9,7 @@ import pytest
 from model.contract import Contract
 from serving.config import Batching, Limits
 from serving.engine import EngineError
-from serving.errors import ComputeFailed, ConfigError, ShuttingDown, Unavailable, UnknownModel
+from serving.errors import ComputeFailed, ConfigError, InvalidInput, ShuttingDown, Unavailable, UnknownModel
 from serving.lane import Lane, Lanes
 from tests.serving.test_streams import CONTRACT, Sink, pack
 
@@ -123,6 +123,47 @@ def test_an_input_that_the_graph_can_not_compute_fails_alone(culprit: int) -> No
     lane.streams.check()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_no_step_may_hold_end_their_own_stream_only(value: float) -> None:
+    """Single steps are looked at together: who sent a number that isn't one is told which, and the others go on."""
+    engine = SumEngine()
+    lane = make_lane(engine)
+    sinks = push_all(lane, [1.0, value, 3.0])
+    lane.turn()
+    assert [sink.outputs for sink in sinks] == [[1.0], [], [3.0]]
+    assert [type(end) for end in sinks[1].ends] == [InvalidInput]
+    assert f"input 'x' holds {value} in the step numbered 1, element 0; every value must be finite" in str(
+        sinks[1].ends[0]
+    )
+    assert engine.runs == [2]
+    assert lane.stats.steps == 2
+    lane.streams.check()
+
+
+def test_a_batch_of_nothing_but_bad_values_is_not_run() -> None:
+    """The engine never sees it, and later steps of the same stream aren't computed either."""
+    engine = SumEngine()
+    lane = make_lane(engine)
+    sinks = push_all(lane, [float("nan")])
+    lane.turn()
+    lane.turn()
+    assert engine.runs == []
+    assert [type(end) for end in sinks[0].ends] == [InvalidInput]
+    assert not lane.busy
+
+
+def test_the_last_step_of_a_long_chunk_shares_a_run_with_single_steps() -> None:
+    """It was looked at when it came, and may be looked at again without harm."""
+    lane = make_lane(SumEngine())
+    sink = Sink()
+    lane.streams.push(lane.streams.open("s", sink), 1, 5, pack([1.0] * 5), 0.0)
+    lane.turn()
+    (other,) = push_all(lane, [7.0])
+    lane.turn()
+    assert sink.outputs == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert other.outputs == [7.0]
+
+
 def test_a_broken_engine_ends_every_stream_and_says_so_until_it_works_again() -> None:
     """Nobody waits for an engine that is lost; it is looked at every second, and serves again when it computes."""
     engine, clock = SumEngine(), Clock()
@@ -183,8 +224,9 @@ def test_what_is_counted() -> None:
     lane.turn()
     assert lane.stats.steps == 3
     assert lane.stats.batch_streams.counts[lane.stats.batch_streams.bounds.index(4)] == 1
-    assert lane.stats.queue_seconds.total == pytest.approx(0.006)
-    assert sum(lane.stats.queue_seconds.counts) == 3
+    assert lane.stats.queue_times.total == pytest.approx(0.006)
+    assert lane.stats.queue_times.counts[lane.stats.queue_times.bounds.index(0.002048)] == 3
+    assert sum(lane.stats.queue_times.counts) == 3
 
 
 def test_warming_up_a_model_that_does_not_run_is_an_error_of_configuration() -> None:

@@ -22,7 +22,7 @@ class RowsMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.references) < CAPACITY - 1)
     @rule()
     def claim(self) -> None:
-        row = self.rows.claim()
+        (row,) = self.rows.claim(1)
         assert row != INITIAL
         assert row not in self.references
         self.references[row] = 1
@@ -38,15 +38,15 @@ class RowsMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         row = data.draw(st.sampled_from(sorted(self.references)))
-        self.rows.release(row)
+        self.rows.release([row])
         self.references[row] -= 1
         if not self.references[row]:
             del self.references[row]
 
     @rule()
     def row_0_is_never_freed(self) -> None:
-        self.rows.release(self.rows.refer(INITIAL))
-        self.rows.release(INITIAL)
+        self.rows.release([self.rows.refer(INITIAL)])
+        self.rows.release([INITIAL])
 
     @invariant()
     def books_balance(self) -> None:
@@ -60,18 +60,18 @@ TestRowsMachine = RowsMachine.TestCase
 def test_releasing_twice_is_caught() -> None:
     """A row given back twice would soon hold two streams' states, so it is an error at once."""
     rows = Rows(3)
-    row = rows.claim()
-    rows.release(row)
+    claimed = rows.claim(1)
+    rows.release(claimed)
     with pytest.raises(AssertionError, match="released twice"):
-        rows.release(row)
+        rows.release(claimed)
 
 
 def test_claiming_more_than_there_are_is_caught() -> None:
     """The slab is sized so that a claim can't fail; if one could, it is an error at once."""
     rows = Rows(2)
-    rows.claim()
+    rows.claim(1)
     with pytest.raises(AssertionError, match="more rows"):
-        rows.claim()
+        rows.claim(1)
 
 
 def test_a_slab_without_a_row_to_write_is_refused() -> None:

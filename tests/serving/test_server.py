@@ -151,8 +151,8 @@ _INVALID, _EXHAUSTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURC
 _PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 _NAN = np.array([0, 0, np.nan, 0, 0], np.float32).tobytes()
 _INF = np.array([0, 0, 0, 0, -np.inf], np.float32).tobytes()
-bad("nan", [chunk(1, 1, _NAN)], _INVALID, "invalid_input", "holds nan at step 0 of the chunk, element 2")
-bad("inf", [chunk(1, 2, _STEP + _INF)], _INVALID, "invalid_input", "holds -inf at step 1 of the chunk, element 4")
+bad("nan", [chunk(1, 1, _NAN)], _INVALID, "invalid_input", "holds nan in the step numbered 1, element 2")
+bad("inf", [chunk(1, 2, _STEP + _INF)], _INVALID, "invalid_input", "holds -inf in the step numbered 2, element 4")
 bad("float64", [chunk(1, 1, bytes(8 * F))], _INVALID, "invalid_input", "has 40 bytes; 1 steps of float32[5] are 20")
 bad("too short", [chunk(1, 2, _STEP)], _INVALID, "invalid_input", "has 20 bytes; 2 steps")
 bad("not a multiple", [chunk(1, 1, bytes(19))], _INVALID, "invalid_input", "19 bytes")
@@ -192,13 +192,14 @@ def test_wrong_input_is_answered_and_harms_nobody(server: Server, channel: grpc.
 
 def test_tokens_outside_the_vocabulary_are_refused(channel: grpc.Channel) -> None:
     """An embedding's bounds are checked at the edge, where a mistake is one client's own."""
-    for token, text in ((11, "holds 11; the largest value is 10"), (-1, "holds -1; the smallest value is 0")):
-        with StreamCall(channel) as stream:
-            stream.open("tokens")
-            stream.push(np.array([0, token]))
-            code, details, _ = stream.end()
-            assert code is _INVALID
-            assert text in details
+    for token, rule in ((11, "the largest value is 10"), (-1, "the smallest value is 0")):
+        for tokens in ([0, token], [token]):
+            with StreamCall(channel) as stream:
+                stream.open("tokens")
+                stream.push(np.array(tokens))
+                code, details, _ = stream.end()
+                assert code is _INVALID
+                assert f"holds {token} in the step numbered {len(tokens)}, element 0; {rule}" in details
 
 
 def test_a_step_sent_again_is_not_computed_again(channel: grpc.Channel) -> None:
