@@ -21,6 +21,7 @@ from export import artifact, checks, faults, machine, portable, resident
 from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import STEPS, Levels
+from export.precision import Precision
 from model.checkpoint import Checkpoint
 from model.contract import Certificate, Contract, ParityRecord
 from model.lstm import LSTM
@@ -92,20 +93,28 @@ def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress
     return Proved(final, certified, evidence)
 
 
-def write_graphs(checkpoint: Checkpoint, folder: Path, name: str) -> Contract:
+def write_graphs(
+    checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32
+) -> Contract:
     """Both graphs and their weights, checked but not proved: for suites that prove them in their own way."""
-    model, contract = _write_portable(checkpoint, folder, name)
+    model, contract = _write_portable(checkpoint, folder, name, precision)
     _write_resident(model, contract, folder)
     return contract
 
 
-def _write_portable(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[ModelProto, Contract]:
+def _write_portable(
+    checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32
+) -> tuple[ModelProto, Contract]:
     """Build, write and check model.onnx and the weights file."""
-    model = portable.build(checkpoint.module)
+    model = portable.build(checkpoint.module, precision)
     weights = artifact.move_weights(model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
     contract = portable.contract_of(
-        checkpoint.module.spec, name=name, weights_digest=artifact.digest(weights), notes=checkpoint.notes
+        checkpoint.module.spec,
+        name=name,
+        weights_digest=artifact.digest(weights),
+        notes=checkpoint.notes,
+        precision=precision,
     )
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))

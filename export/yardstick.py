@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from export.samples import GROUPS, Arrays, Sample
-from model.cell import Activations
+from model.cell import Arithmetic
 from model.contract import ParityRecord
 
 TRUTH = "reference cell float64"
@@ -91,7 +91,7 @@ class Yardstick:
         return np.asarray(np.maximum(errors, max(rounding, TINY)))
 
 
-def off_by(shares: torch.Tensor) -> Activations:
+def off_by(shares: torch.Tensor) -> Arithmetic:
     """Activations off by up to `shares` [B, 1] of the SLACK: by how much is up to the argument and the lane."""
     slack = shares * (SLACK * EPSILON)
     phase = torch.arange(len(shares), dtype=shares.dtype)[:, None]
@@ -99,7 +99,7 @@ def off_by(shares: torch.Tensor) -> Activations:
     def ripple(value: torch.Tensor) -> torch.Tensor:
         return slack * torch.cos(RIPPLE * value + phase)
 
-    return Activations(
+    return Arithmetic(
         sigmoid=lambda value: torch.sigmoid(value) + ripple(value),
         tanh=lambda value: torch.tanh(value) * (1 + ripple(value)),
     )
