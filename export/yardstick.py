@@ -71,12 +71,15 @@ class Yardstick:
 
     `exact` is the truth's own size. `slack` is what the truth changes by when every activation is off by up to SLACK
     epsilons. `terms` are those of the last sum that makes each tensor.
+    Answers in a reduced precision have `emulated`, which is then the larger of all.
     """
 
     exact: Tallies
     own: Tallies
     slack: Tallies
     terms: Mapping[str, int]
+    emulated: Tallies | None = None  # the errors of a reduced precision, emulated in float64
+    share: float = 0.0  # of the truth's size, that a reduced precision may cost
 
     def of(self, tensor: str) -> npt.NDArray[np.float64]:
         """The rms and the maximum, for each group of streams, that ratios are taken to: [GROUPS, 2].
@@ -88,7 +91,25 @@ class Yardstick:
         """
         rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * self.exact[tensor].rms
         errors = np.maximum(self.own[tensor].groups(), self.slack[tensor].groups())
+        if self.emulated is not None:
+            errors = np.maximum(errors, self.emulated[tensor].groups())
         return np.asarray(np.maximum(errors, max(rounding, TINY)))
+
+    def share_bar(self, tensor: str) -> float:
+        """The largest error, as a share of the truth's rms, that may be made; 0 where nothing is asked.
+
+        A net that makes more of the emulation's roundings than the limit is given RMS_BAR times as much as those: such
+        a net amplifies whatever is rounded, and only the comparison with the emulation says anything of the export.
+        """
+        if self.emulated is None:
+            return 0.0
+        emulated = share_of(self.emulated[tensor], self.exact[tensor])
+        return self.share if emulated <= self.share else RMS_BAR * emulated
+
+
+def share_of(error: Tally, exact: Tally) -> float:
+    """The error as a share of the truth's size."""
+    return error.rms / max(exact.rms, TINY)
 
 
 def off_by(shares: torch.Tensor) -> Arithmetic:
@@ -127,6 +148,7 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
         found = error.groups() / yardstick.of(tensor)
         rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
         gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
+        share, share_bar = share_of(error, exact), yardstick.share_bar(tensor)
         useless = answer is yardstick.own and error.rms > USABLE * exact.rms and rms_ratio >= 1
         records.append(
             ParityRecord(
@@ -141,7 +163,13 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
                 max_ratio=max_ratio,
                 rms_bar=rms_bar,
                 max_bar=max_bar,
-                passed=rms_ratio <= rms_bar and max_ratio <= max_bar and not gross and not useless,
+                passed=rms_ratio <= rms_bar
+                and max_ratio <= max_bar
+                and (share <= share_bar or share_bar == 0)
+                and not gross
+                and not useless,
+                share=share,
+                share_bar=share_bar,
             )
         )
     return records

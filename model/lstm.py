@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -121,8 +122,7 @@ class LSTM(nn.Module):
         h, c = state if state is not None else self.zero_state(x.shape[0])
         encoded = x if self.encoder is None else self.encoder(x)
         # nn.LSTM keeps layers in front of the batch even when batch_first is set: [L, B, H].
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # only slower
+        with nullcontext() if self.spec.proj_size is None else _without_a_warning():
             y, (h, c) = self.lstm(encoded, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
         # y comes with its axes swapped in memory, which costs a wide head three times its time.
         return y if self.head is None else self.head(y.contiguous()), State(h.transpose(0, 1), c.transpose(0, 1))
@@ -156,6 +156,14 @@ class LSTM(nn.Module):
         if self.head is None:
             return y, state
         return linear(y, weights["head.weight"], weights["head.bias"], arithmetic), state
+
+
+@contextmanager
+def _without_a_warning() -> Iterator[None]:
+    """PyTorch says that oneDNN has no projections: it takes its own kernel then, which is only slower."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        yield
 
 
 def infer_spec(weights: Mapping[str, Tensor]) -> Spec:
