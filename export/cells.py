@@ -24,7 +24,7 @@ _KEYS = {"W_ih": "weight_ih", "W_hh": "weight_hh", "W_hr": "weight_hr", "b_ih": 
 
 
 def layer(
-    graph: Graph, index: int, weights: LayerWeights, x: str, state: tuple[str, str], precision: Precision
+    graph: Graph, precision: Precision, index: int, weights: LayerWeights, *, x: str, state: tuple[str, str]
 ) -> str:
     """One layer: x [T, B, F] and states [1, B, ·] give [T, B, H] (or P), and new states lstm.INDEX.h_out and c_out.
 
@@ -82,11 +82,10 @@ def _step(graph: Graph, name: str, weights: LayerWeights, precision: Precision) 
 def read_layers(products: Mapping[str, Array], arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The weights of all cells under PyTorch's keys (`lstm.weight_ih_l0`, …), from products' and other arrays."""
     found = {}
-    for name, array in (arrays | dict(products)).items():
+    for name, array in {**arrays, **products}.items():
         match = _WEIGHT.fullmatch(name)
         if match is not None:
-            weight = products.get(name, array)
-            found[f"lstm.{_KEYS[match['kind']]}_l{match['layer']}"] = np.asarray(weight, np.float32)
+            found[f"lstm.{_KEYS[match['kind']]}_l{match['layer']}"] = np.asarray(array, np.float32)
     return found
 
 

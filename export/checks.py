@@ -135,7 +135,7 @@ def check_shapes_inferred(subject: Subject) -> None:
 
 
 def check_operators(subject: Subject) -> None:
-    """No control flow but our own Scan over time, which takes nothing from outside but weights; no slices of weights."""
+    """No control flow but our own Scan over time, which takes only weights from outside; no slices of weights."""
     initializers = {tensor.name for tensor in subject.model.graph.initializer}
     for node in all_nodes(subject.model.graph.node):
         sliced = node.op_type == "Slice" and _precision(subject) is Precision.FP16 and node.input[0] not in initializers

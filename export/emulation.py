@@ -61,7 +61,7 @@ def half(values: Tensor) -> Tensor:
 def eight_bits(values: Tensor) -> Tensor:
     """Rounded in blocks of 32 along the last axis, to 127 steps of each block's largest value."""
     columns = values.shape[-1]
-    blocks = torch.nn.functional.pad(values, (0, -columns % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(values, (0, -columns % BLOCK)).reshape(*values.shape[:-1], -1, BLOCK)
     scales = blocks.abs().amax(dim=-1, keepdim=True) / STEPS
     steps = torch.round(blocks / torch.where(scales > 0, scales, 1))
     return (steps * scales).flatten(-2)[..., :columns]

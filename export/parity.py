@@ -1,8 +1,8 @@
 """Parity: what every form of the model answers to the same questions, compared level by level, as records.
 
 The levels: reference cell in float64 (the truth) <-> nn.LSTM in float64 and float32 <-> model.onnx, by ONNX Runtime
-and by onnx's own reference evaluator <-> resident.onnx. In a reduced precision
-an emulation of its roundings is asked too, by which the graphs are measured. Owns the levels and how each is run, a piece at a time, so
+and by onnx's own reference evaluator <-> resident.onnx. In a reduced precision an emulation of its
+roundings is asked too, by which the graphs are measured. Owns the levels and how each is run, a piece at a time, so
 that memory stays bounded whatever the model's sizes. Prints nothing and writes nothing.
 """
 

@@ -79,7 +79,7 @@ def build(module: LSTM, precision: Precision = Precision.FP32) -> ModelProto:
     for index, weights in enumerate(module.layer_weights()):
         states = (h[index], c[index])
         if needs_cells(spec, precision):
-            top = cells.layer(graph, index, weights, top, states, precision)
+            top = cells.layer(graph, precision, index, weights, x=top, state=states)
         else:
             top = _layer(graph, index, weights, top, states)
     _join_state(graph, "h", spec.layers)
@@ -191,10 +191,10 @@ def _array(weight: Any) -> Array:
 
 
 def read_module(model: ModelProto) -> LSTM:
-    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`, bit for bit
-    where they are float32, and dequantized where they aren't.
+    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`.
 
-    An artifact so suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
+    It is so bit for bit where weights are float32, and what they stand for where they aren't. An artifact so
+    suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
     """
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     products = read_products(model, arrays)
@@ -216,5 +216,5 @@ def read_module(model: ModelProto) -> LSTM:
         put(name, weight)
     for name in ("encoder.weight", "encoder.bias", "head.weight", "head.bias"):
         if name in products or name in arrays:
-            put(name, products.get(name, arrays.get(name)))
+            put(name, products[name] if name in products else arrays[name])
     return LSTM.from_state_dict(state_dict)

@@ -63,7 +63,7 @@ def _fp16(graph: Graph, name: str, values: Array, x: str, y: str, *, bounded: bo
     batch. What float16 can't hold becomes its largest number: infinity would turn into NaN.
     """
     if not bounded:
-        limits = [graph.weight(f"float16.{end}", np.float32(sign * MOST_HALF)) for end, sign in _ENDS]
+        limits = [graph.weight(f"float16.{end}", np.array(sign * MOST_HALF, np.float32)) for end, sign in _ENDS]
         x = graph.add("Clip", [x, *limits], [f"{y}.limited"])
     padded = graph.add("Pad", [x, graph.constant("float16.another_row", [0, 0, 0, 0, 1, 0])], [f"{y}.padded"])
     half = graph.add("Cast", [padded], [f"{y}.x16"], to=FLOAT16)

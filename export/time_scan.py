@@ -76,9 +76,8 @@ def _last(wrapped: Wrapped, every: str, state: str) -> list[NodeProto]:
     """From [T, B, ·] to [1, B, ·]."""
     turned = f"{PREFIX}{state}.turned"
     lengths = f"{PREFIX}lengths"
-    axes = {"time_axis": 0, "batch_axis": 1}
+    reverse = helper.make_node(
+        "ReverseSequence", [every, lengths], [turned], name=f"{turned}/ReverseSequence", time_axis=0, batch_axis=1
+    )
     first = wrapped.constant("front", [0])
-    return [
-        helper.make_node("ReverseSequence", [every, lengths], [turned], name=f"{turned}/ReverseSequence", **axes),
-        helper.make_node("Gather", [turned, first], [state], name=f"{state}/Gather", axis=0),
-    ]
+    return [reverse, helper.make_node("Gather", [turned, first], [state], name=f"{state}/Gather", axis=0)]

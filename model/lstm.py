@@ -47,7 +47,7 @@ class Spec:
             if size is not None and name != "bias" and (not isinstance(size, int) or size < 1):
                 raise WeightsError(f"{name} is {size!r}, and must be an integer of at least 1")
         if self.proj_size is not None and self.proj_size >= self.hidden_size:
-            raise WeightsError(f"proj_size is {self.proj_size}, and must be below the hidden_size of {self.hidden_size}")
+            raise WeightsError(f"proj_size is {self.proj_size}, and must be below hidden_size, {self.hidden_size}")
 
     @property
     def core_size(self) -> int:
@@ -129,9 +129,12 @@ class LSTM(nn.Module):
 
     def layer_weights(self) -> list[LayerWeights]:
         """Each layer's weights, for the reference cell and for the exporter."""
-        projected, layers = self.spec.proj_size is not None, []
-        for *weights, last in self.lstm.all_weights:  # nn.LSTM has w_hr last, behind biases if there are any
-            layers.append(LayerWeights(*weights, w_hr=last) if projected else LayerWeights(*weights, last))
+        layers = []
+        for weights in self.lstm.all_weights:  # w_ih, w_hh, the biases if there are any, w_hr if there is one
+            w_ih, w_hh, *biases = weights
+            w_hr = None if self.spec.proj_size is None else biases.pop()
+            b_ih, b_hh = biases or (None, None)
+            layers.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr))
         return layers
 
     def reference(self, x: Tensor, state: State, arithmetic: Arithmetic = EXACT) -> tuple[Tensor, State]:

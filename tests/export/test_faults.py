@@ -26,8 +26,8 @@ def records_of(fault: Fault, spec: Spec, folder: Path) -> list[ParityRecord]:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_every_planted_fault_is_caught_by_far(fault: Fault, spec: Spec, tmp_path: Path) -> None:
     """Each fault of the table misses its bar many times over, in vectors and in tokens."""
-    if not fault.fits(seeded(spec)):
-        assert (fault.layers, spec.layers) == (2, 1)
+    if not fault.fits(spec):
+        assert (fault.layers, spec.layers) == (2, 1) or fault.projected or Precision.FP32 not in fault.within
         return
     assert faults.found(records_of(fault, spec, tmp_path)) > FAR
 
@@ -44,8 +44,14 @@ def test_nothing_is_found_where_nothing_is_planted(runs: bool, tmp_path: Path) -
 def test_a_fault_needs_what_it_breaks() -> None:
     """Models without biases or with one layer aren't accused of hiding what they can't have."""
     bare = seeded(Spec(input_size=3, hidden_size=4, bias=False))
-    missing = {fault.name for fault in FAULTS if not fault.fits(bare)}
-    assert missing == {"a bias dropped", "a bias added twice", "layers exchanged"}
+    missing = {fault.name for fault in FAULTS if not fault.fits(bare.spec)}
+    assert missing == {
+        "a bias dropped",
+        "a bias added twice",
+        "layers exchanged",
+        "units of the projection shifted",
+        "8-bit weights off by one step",
+    }
     contract = portable.contract_of(bare.spec, name="a", weights_digest="sha256:0", notes={})
     found = dict(faults.controls(bare, contract))
     assert found.keys() == {fault.name for fault in FAULTS} - missing
