@@ -11,9 +11,10 @@ from export.precision import Precision
 from model.contract import ParityRecord
 
 CAPTION = "as a multiple of PyTorch's own error in float32, or of what roundings alone make, where that is more"
+LEAST_SHARE = 1e-5  # below which nobody wants digits
 REDUCED = (
     "ONNX: as a multiple of what the same roundings make when emulated in float64; nn.LSTM: of what float32 makes;"
-    " share: the rms error as a share of the tensor's rms"
+    " share: the rms error as a share of the tensor's rms, and its bar"
 )
 
 
@@ -53,12 +54,12 @@ def _share(records: list[ParityRecord]) -> str:
     worst = max(records, key=lambda record: record.share)
     if worst.rms_bar == 0:
         return ""
-    return percent(worst.share) + (f" of {percent(worst.share_bar)}" if worst.share_bar else "")
+    return percent(worst.share) + (f" / {percent(worst.share_bar)}" if worst.share_bar else "")
 
 
 def percent(share: float) -> str:
     """A share in percent, to two digits."""
-    return f"{100 * share:.2g}%"
+    return f"{100 * share:.2g}%" if share == 0 or share >= LEAST_SHARE else f"<{100 * LEAST_SHARE:g}%"
 
 
 def cost(records: Iterable[ParityRecord], precision: Precision) -> str:
