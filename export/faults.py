@@ -21,7 +21,7 @@ from export import artifact, portable, resident
 from export.emulation import fewer_bits
 from export.parity import Levels
 from export.precision import Precision
-from export.products import STEPS as EIGHT_BITS
+from export.products import SCALES
 from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays
 from export.time_scan import is_time_scan
@@ -127,12 +127,12 @@ def _exchange_layers(model: ModelProto) -> None:
         first.input[place], second.input[place] = second.input[place], first.input[place]
 
 
-def _another_zero(model: ModelProto) -> None:
-    """8-bit weights stored one step too low, as for a zero point of 127."""
+def _shift_scales(model: ModelProto) -> None:
+    """Each row of 8-bit weights with its neighbour's scales."""
     for tensor in model.graph.initializer:
-        if tensor.name.endswith(EIGHT_BITS):
-            steps = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(steps - np.uint8(1), tensor.name))
+        if tensor.name.endswith(SCALES):
+            scales = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.roll(scales, 1, axis=0), tensor.name))
 
 
 def _rounded(values: Array) -> Array:
@@ -200,7 +200,7 @@ FAULTS = (
     Fault("h and c exchanged", _exchange_states, projected=False),  # with a projection they differ in size
     Fault("layers exchanged", _exchange_layers, layers=2),
     Fault("TF32-sized noise in the weights", weights=_round_weights, within=frozenset({Precision.FP32})),
-    Fault("8-bit weights off by one step", _another_zero, within=frozenset({Precision.INT8})),
+    Fault("8-bit weights with their neighbours' scales", _shift_scales, within=frozenset({Precision.INT8})),
     Fault("TF32-sized noise in the activations", runs=_Rounding),
     Fault("a float16 rounding of the state", runs=_HalfState),
     Fault("a step lost at a chunk's border", runs=_LostStep),
