@@ -88,7 +88,7 @@ def quick(trained: Path | None) -> list[GridCase]:
         _vectors(64, 1024, 1, (1, 10, 50), 3, bias=True),
         GridCase("tokens-H6-O4-gain3", LONG, tokens, 3.0),
         GridCase("encoder-H4-L3-O2", LONG, encoded),
-        _projected((3, 2, 1, 1), LONG, 1, bias=False),
+        _projected((3, 2, 1, 1), SHORT, 1, bias=False),
         _projected((5, 7, 3, 2), LONG, 3, bias=True),
         _projected((37, 131, 40, 3), SHORT, 3, bias=False),
         *(_in(precision, case) for precision in REDUCED for case in _reducible()),
@@ -99,7 +99,7 @@ def _reducible() -> Iterator[GridCase]:
     """What every reduced precision is asked."""
     tokens = Spec(vocabulary=11, encoder_size=3, hidden_size=6, output_size=1)
     yield _vectors(1, 1, 1, SHORT, 1, bias=False)
-    yield _vectors(37, 70, 2, LONG, 1, bias=True)
+    yield _vectors(37, 70, 2, SHORT, 1, bias=True)
     yield _projected((5, 33, 1, 2), SHORT, 3, bias=True)
     yield GridCase("tokens-H6-O1", SHORT, tokens)
 
