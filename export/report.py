@@ -72,7 +72,7 @@ def cost(records: Iterable[ParityRecord], precision: Precision) -> str:
     limit = precision.terms.share
     text = f"{precision}: {precision.terms.means}; an error of {percent(found)} of a tensor's rms at worst"
     emulated = f"{percent(expected)} where the same roundings are emulated in float64"
-    if expected > limit:
+    if max(found, expected) > limit:
         return f"{text} and {emulated}: BEYOND the usual {percent(limit)}, since this model amplifies roundings"
     return f"{text} ({emulated}), and the limit is {percent(limit)}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -55,7 +57,7 @@ def test_onnx_runtime_takes_them_for_the_same(shape: tuple[int, int]) -> None:
     """Its MatMulNBits of the unit vectors, in full float32 (accuracy level 1), gives the dequantized weight."""
     rows, columns = shape
     quantized = quantize(weight(rows, columns))
-    attributes = {"N": rows, "K": columns, "bits": 8, "block_size": BLOCK, "accuracy_level": 1}
+    attributes: dict[str, Any] = {"N": rows, "K": columns, "bits": 8, "block_size": BLOCK, "accuracy_level": 1}
     node = helper.make_node(NBITS, ["x", "q", "s"], ["y"], domain=MICROSOFT, **attributes)
     graph = helper.make_graph(
         [node],
