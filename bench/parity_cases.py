@@ -59,7 +59,7 @@ def _vectors(features: int, hidden: int, layers: int, steps: tuple[int, ...], ga
 
 def _projected(sizes: tuple[int, int, int, int], steps: tuple[int, ...], gain: float, *, bias: bool) -> GridCase:
     features, hidden, projection, layers = sizes
-    name = f"F{features}-H{hidden}-P{projection}-L{layers}-gain{gain:g}" + ("" if bias else "-nobias")
+    name = f"F{features}-H{hidden}P{projection}-L{layers}-gain{gain:g}" + ("" if bias else "-nobias")
     spec = Spec(input_size=features, hidden_size=hidden, proj_size=projection, layers=layers, bias=bias)
     return GridCase(name, steps, spec, gain)
 
@@ -90,7 +90,7 @@ def quick(trained: Path | None) -> list[GridCase]:
         GridCase("encoder-H4-L3-O2", LONG, encoded),
         _projected((3, 2, 1, 1), SHORT, 1, bias=False),
         _projected((5, 7, 3, 2), LONG, 3, bias=True),
-        _projected((37, 131, 40, 3), SHORT, 3, bias=False),
+        _projected((37, 131, 40, 3), SHORT, 3, bias=True),
         *(_in(precision, case) for precision in REDUCED for case in _reducible()),
     ]
 
@@ -98,7 +98,7 @@ def quick(trained: Path | None) -> list[GridCase]:
 def _reducible() -> Iterator[GridCase]:
     """What every reduced precision is asked."""
     tokens = Spec(vocabulary=11, encoder_size=3, hidden_size=6, output_size=1)
-    yield _vectors(1, 1, 1, SHORT, 1, bias=False)
+    yield _vectors(1, 1, 1, SHORT, 1, bias=True)
     yield _vectors(37, 70, 2, SHORT, 1, bias=True)
     yield _projected((5, 33, 1, 2), SHORT, 3, bias=True)
     yield GridCase("tokens-H6-O1", SHORT, tokens)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 
 from export import artifact, portable
 from export.invariance import invariances
@@ -15,12 +16,14 @@ from export.runtime import Portable, Resident
 from export.subgraphs import all_nodes
 from export.time_scan import captured, is_time_scan
 from model.cell import State
-from model.lstm import LSTM, Spec
+from model.lstm import Spec
 from tests.export.conftest import PROJECTED, VECTORS, Written, seeded
 
 NARROW = Spec(input_size=3, hidden_size=2, proj_size=1, bias=False)
 HEADED = Spec(vocabulary=11, encoder_size=3, hidden_size=6, proj_size=4, layers=3, output_size=1)
 ENCODED = Spec(input_size=5, encoder_size=3, hidden_size=33, proj_size=32, output_size=2)
+# Its kernels for one column are seen to round otherwise, where they are used.
+DEEP = Spec(input_size=5, encoder_size=3, hidden_size=4, layers=3, bias=False, output_size=2, proj_size=1)
 CELLS = [PROJECTED, NARROW, HEADED, ENCODED]
 LOOSE = {Precision.FP32: 2e-6, Precision.TF32: 2e-6, Precision.FP16: 2e-3, Precision.INT8: 2e-2}
 
@@ -44,7 +47,7 @@ def test_it_computes_what_the_module_computes(spec: Spec, precision: Precision, 
 
 @pytest.mark.parametrize(
     ("spec", "precision"),
-    [(NARROW, Precision.FP16), (HEADED, Precision.INT8), (ENCODED, Precision.FP32), (HEADED, Precision.FP16)],
+    [(DEEP, Precision.FP16), (HEADED, Precision.INT8), (ENCODED, Precision.FP32), (HEADED, Precision.FP16)],
     ids=str,
 )
 def test_nothing_around_a_stream_changes_a_bit(spec: Spec, precision: Precision, write: Callable[..., Written]) -> None:
@@ -136,8 +139,9 @@ def test_an_lstm_without_need_has_no_cells() -> None:
 
 def test_large_inputs_never_become_nan_in_float16(write: Callable[..., Written]) -> None:
     """An input that float16 can't hold saturates gates, and leaves a state that the stream can go on from."""
-    written = write(LSTM.from_state_dict(seeded(VECTORS).state_dict()), Precision.FP16)
-    session = Portable(written.folder / artifact.MODEL, written.contract)
+    written = write(seeded(VECTORS), Precision.FP16)
+    evaluator = ReferenceEvaluator(str(written.folder / artifact.MODEL))  # ONNX Runtime's CPU leaves out the casts
     zeros = {name: np.zeros((1, 2, 7), np.float32) for name in ("h", "c")}
-    found = session.run({"x": np.full((1, 3, 5), 1e30, np.float32)}, zeros)
-    assert all(np.isfinite(value).all() for value in found.values())
+    with np.errstate(over="ignore", invalid="ignore"):  # its sigmoid computes both branches
+        found = evaluator.run(None, {"x": np.full((1, 3, 5), 1e30, np.float32), **zeros})
+    assert all(np.isfinite(value).all() for value in found)
