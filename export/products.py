@@ -60,7 +60,7 @@ def _fp16(graph: Graph, name: str, values: Array, x: str, y: str, *, bounded: bo
 
     ONNX Runtime's CPU casts float16 weights to float32 (and leaves out the other casts), can't pack them, and
     multiplies what isn't packed with a single row, or into a single column, by kernels that round otherwise: the bits
-    of a stream would depend on the batch. What float16 can't hold becomes its largest number: infinity would turn into NaN.
+    of a stream would depend on the batch. What float16 can't hold becomes its largest number: infinity would make NaN.
     """
     if not bounded:
         limits = [graph.weight(f"float16.{end}", np.array(sign * MOST_HALF, np.float32)) for end, sign in _ENDS]
