@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 BYTELM := checkpoints/bytelm.safetensors
+PRECISION ?= fp32
+REDUCED := $(filter-out fp32,$(PRECISION))
 # A checkpoint of your own is named after its file unless NAME says otherwise; without one it is all about the demo's.
-NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)
+NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)$(REDUCED:%=-%)
 LISTEN ?= 127.0.0.1:50051
 DEVICE ?= cpu
 PROTO := protos/cellstream/v1/stream_inference.proto
@@ -42,9 +44,9 @@ artifacts/bytelm/.exported: $(BYTELM) $(if $(wildcard artifacts/bytelm/*/residen
 	$(PY) -m export $(BYTELM) --name bytelm
 	@touch $@
 
-export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=…: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
-	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME)
-	@$(if $(CHECKPOINT)$(filter-out bytelm,$(NAME)),,touch artifacts/bytelm/.exported)
+export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=… PRECISION=fp32|int8|tf32|fp16: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
+	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME) --precision $(PRECISION)
+	@$(if $(CHECKPOINT)$(REDUCED)$(filter-out bytelm,$(NAME)),,touch artifacts/bytelm/.exported)
 
 parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove that artifact again, then the whole chain over a grid of models
 	$(PY) -m export prove artifacts/$(NAME)

@@ -47,7 +47,8 @@ def _worst(records: Records) -> str:
 
     return (
         "<h2>The worst ratio of each case</h2>\n<p>Error against float64 as a multiple of PyTorch's own in float32, or"
-        " of what roundings alone make: the worst over all lengths, initial states, outputs and states.</p>\n"
+        " of what roundings alone make (in int8, tf32 and fp16: by the same roundings in float64): the worst over all"
+        " lengths, initial states, outputs and states.</p>\n"
         + plots.legend(chosen)
         + plots.dots(rows("rms_ratio"), chosen, bar=RMS_BAR, x="worst ratio of rms errors")
         + plots.dots(rows("max_ratio"), chosen, bar=MAX_BAR, x="worst ratio of largest errors")

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.parity_cases import GridCase, full, quick
+from bench.parity_cases import REDUCED, GridCase, full, quick
 from bench.parity_page import suite_page
 from bench.parity_served import served
 from bench.server_process import ServerFailedError, server
 from cellstream import CellstreamError
-from export import artifact, faults, pipeline, wrap
+from export import artifact, faults, pipeline, portable, wrap
 from export.invariance import invariances
 from export.parity import ORACLE, RAGGED_CHUNK, SINGLE, Levels
+from export.precision import Precision
 from export.report import findings, ratios
 from export.samples import NON_ZERO, ZERO
 from model.checkpoint import Checkpoint
@@ -35,7 +36,14 @@ from model.lstm import Spec
 from model.weights import WeightsError
 
 EXPORTED = (artifact.MODEL, artifact.MODEL + ORACLE, artifact.RESIDENT)
-CONTROLLED = Spec(input_size=5, hidden_size=7, layers=2)  # the model that faults are planted into
+PLAIN = Spec(input_size=5, hidden_size=7, layers=2)
+PROJECTED = Spec(input_size=5, hidden_size=7, layers=2, proj_size=3)
+# The models that faults are planted into, and what is said of each beside the fault's name.
+CONTROLLED = (
+    ("", PLAIN, Precision.FP32),
+    (", projected", PROJECTED, Precision.FP32),
+    *((f", {precision}", PLAIN, precision) for precision in REDUCED),
+)
 
 
 @dataclass(slots=True)
@@ -68,7 +76,7 @@ def write(case: GridCase, repository: Path, seed: int) -> Written:
     folder = repository / case.name / "1"
     folder.mkdir(parents=True)
     module = case.module(seed)
-    contract = pipeline.write_graphs(Checkpoint(module), folder, case.name)
+    contract = pipeline.write_graphs(Checkpoint(module), folder, case.name, case.precision)
     return Written(case, folder, contract, Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract))
 
 
@@ -84,7 +92,7 @@ def compared(written: Written, seed: int) -> Iterator[list[ParityRecord]]:
 def run(cases: Sequence[GridCase], seed: int, bars: Progress) -> Outcome:
     """The suite. Raises ServerFailedError, CellstreamError, ArtifactError or WeightsError."""
     outcome = Outcome()
-    task = bars.add_task("", total=sum(2 * len(case.steps) + 3 for case in cases) + len(faults.FAULTS))
+    task = bars.add_task("", total=sum(2 * len(case.steps) + 3 for case in cases) + len(list(plantable())))
     with tempfile.TemporaryDirectory() as place:
         repository = Path(place)
         contracts: dict[str, tuple[Path, Contract]] = {}
@@ -110,12 +118,21 @@ def run(cases: Sequence[GridCase], seed: int, bars: Progress) -> Outcome:
     return outcome
 
 
+def plantable() -> Iterator[tuple[str, faults.Fault, Spec, Precision]]:
+    """Every fault of the table that is in the graphs, in every kind of model; those of a run in the first one."""
+    for kind, spec, precision in CONTROLLED:
+        for fault in faults.FAULTS:
+            if fault.fits(spec, precision) and (fault.in_graphs or not kind):
+                yield f"{fault.name}{kind}", fault, spec, precision
+
+
 def planted(seed: int) -> Iterator[tuple[str, float]]:
-    """Every fault of the table, in a model that can have them all."""
-    module = GridCase("faults", (), CONTROLLED).module(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        contract = pipeline.write_graphs(Checkpoint(module), Path(folder), "faults")
-    yield from faults.controls(module, contract)
+    """What was found of each."""
+    for name, fault, spec, precision in plantable():
+        module = GridCase("faults", (), spec).module(seed)
+        contract = portable.contract_of(spec, name="faults", weights_digest="", notes={}, precision=precision)
+        with tempfile.TemporaryDirectory() as folder:
+            yield name, faults.found(faults.plant(fault, module, contract, Path(folder)))
 
 
 def comparable(trained: Path | None) -> Path | None:
@@ -128,7 +145,10 @@ def comparable(trained: Path | None) -> Path | None:
 
 def table_of(outcome: Outcome) -> Table:
     """One line per case: the worst ratios, PyTorch's and of all forms of the export, and what is equal bit for bit."""
-    caption = "ONNX: the worst of ONNX Runtime, onnx's own evaluator and resident.onnx; bytes: chunks, batches, gRPC"
+    caption = (
+        "ONNX: the worst of ONNX Runtime, onnx's own evaluator and resident.onnx, in int8, tf32 and fp16 by what"
+        " the same roundings cost in float64; bytes: chunks, batches, gRPC"
+    )
     table = Table(title="the worst ratio of each case, rms / max (bars: 2 / 4)", caption=caption, box=box.SIMPLE)
     for name in ("case", "T", "PyTorch", "ONNX", "bytes", ""):
         table.add_column(name, justify="left" if name in ("case", "") else "right", no_wrap=True)

@@ -14,11 +14,12 @@ from rich.progress import Progress as Bars
 
 from export import artifact, pipeline, wrap, wrap_command
 from export.checks import StructureError
-from export.report import findings, parity_table
+from export.precision import Precision
+from export.report import cost, findings, parity_table, percent
 from export.resident import ResidentError
 from export.theirs import WrapError
 from model.checkpoint import CheckpointError, load
-from model.contract import ContractError
+from model.contract import Contract, ContractError
 
 FAULTS = (
     CheckpointError,
@@ -40,7 +41,9 @@ def _export_parser() -> argparse.ArgumentParser:
         " the server can serve. CHECKPOINT is a .safetensors file (ours, or the bare weights of a torch.nn.LSTM) or a"
         " .pt/.pth file made by torch.save(module.state_dict(), …), which is read without running code. Sizes are"
         " inferred from the weights.",
-        epilog="what is written, only when everything passed:\n"
+        epilog="precisions, each with its own bar (see the certificate for what has never run on a GPU):\n"
+        + "".join(f"  {precision:5}{precision.terms.means}\n" for precision in Precision)
+        + "\nwhat is written, only when everything passed:\n"
         "  artifacts/NAME/VERSION/model.onnx        portable: x, h, c -> y, h_out, c_out, any batch and time\n"
         "  artifacts/NAME/VERSION/model.onnx.data   the weights, shared by both graphs\n"
         "  artifacts/NAME/VERSION/resident.onnx     what the server runs: states of all streams in one slab\n"
@@ -49,6 +52,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  python -m export checkpoints/bytelm.safetensors --name bytelm\n"
         "  python -m export my_lstm.pt --name mine --version 3     # refused where version 3 exists\n"
+        "  python -m export my_lstm.pt --name mine --precision int8  # 8-bit weights\n"
         "  python -m export prove artifacts/bytelm                 # prove the newest version again\n"
         "  python -m export prove artifacts/bytelm/1               # or this one\n"
         "  python -m export wrap --help                            # somebody else's ONNX model",
@@ -58,6 +62,13 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="the model's name: letters, digits, '.', '_' and '-'")
     parser.add_argument("--version", type=int, help="its version, from 1 (default: the one after the newest)")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="the repository (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        choices=list(Precision),
+        default=Precision.FP32,
+        help="of the products; gates and states are float32 in all (default: %(default)s)",
+    )
     return parser
 
 
@@ -93,8 +104,10 @@ def _export(arguments: list[str], console: Console) -> None:
     final = artifact.target(options.out, options.name, options.version)
     checkpoint = load(options.checkpoint)
     with _progress(console) as progress:
-        proved = pipeline.export(checkpoint, final, name=options.name, progress=progress)
+        proved = pipeline.export(checkpoint, final, name=options.name, precision=options.precision, progress=progress)
     console.print(parity_table(proved.records))
+    if options.precision.reduced:
+        console.print(cost(proved.records, options.precision))
     console.print(findings(proved.evidence.invariances, proved.evidence.controls))
     console.print(f"wrote {proved.folder}, proved by {len(proved.records)} comparisons")
     console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
@@ -109,6 +122,18 @@ def _prove(arguments: list[str], console: Console) -> None:
     if isinstance(proved, pipeline.Proved):
         console.print(findings(proved.evidence.invariances, proved.evidence.controls))
     console.print(f"{proved.folder} is proved again by {len(proved.records)} comparisons; its weights are unchanged")
+    if isinstance(proved, pipeline.Proved):
+        console.print(*_what_was_proved(proved.contract))
+
+
+def _what_was_proved(contract: Contract) -> list[str]:
+    """What a second proof can't compare with, where the artifact hasn't the checkpoint's own weights."""
+    precision = Precision(contract.precision)
+    if precision.terms.exact_weights or contract.certificate is None:
+        return []
+    at_export = max(record.share for record in contract.certificate.records if record.share_bar > 0)
+    again = f"proved again is that both graphs compute what their own {precision} weights say; against the checkpoint's"
+    return [f"{again} float32 weights, which an artifact doesn't have, the export found {percent(at_export)} at worst"]
 
 
 def _wrap(arguments: list[str], console: Console) -> None:

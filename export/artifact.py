@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -112,13 +113,18 @@ def move_weights(model: ModelProto) -> bytes:
     data = bytearray()
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if np.issubdtype(array.dtype, np.integer) and array.size <= SMALL:
+        if stays(array.dtype, array.size):
             continue
         data.extend(b"\0" * (-len(data) % ALIGNMENT))
         raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
         _refer(tensor, offset=len(data), length=len(raw))
         data.extend(raw)
     return bytes(data)
+
+
+def stays(dtype: np.dtype[Any], size: int) -> bool:
+    """Whether so many elements are a constant of the graph's own: small, integer, and no 8-bit weights."""
+    return np.issubdtype(dtype, np.integer) and dtype != np.uint8 and size <= SMALL
 
 
 def _refer(tensor: TensorProto, *, offset: int, length: int) -> None:

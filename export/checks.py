@@ -14,11 +14,16 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from export.artifact import SMALL, WEIGHTS
-from export.portable import OPSET
+from export.artifact import WEIGHTS, stays
+from export.portable import opsets_of
+from export.precision import Precision
+from export.products import MICROSOFT, NBITS
+from export.subgraphs import all_nodes
+from export.time_scan import captured, is_time_scan
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, TensorSpec
 
-# Control flow can't be captured as a CUDA graph, and a slice is a weight re-laid at every load.
+# Control flow can't be captured as a CUDA graph, and a slice is a weight re-laid at every load. But for our own: a Scan
+# over time is the one way to say what ONNX's LSTM can't, and float16 products have a row sliced off.
 UNWANTED = frozenset({"If", "Loop", "Scan", "Slice"})
 RECURRENT_WEIGHTS = {"LSTM": (1, 2, 3), "GRU": (1, 2, 3), "RNN": (1, 2, 3)}
 Shape = tuple[int | str | None, ...]
@@ -88,10 +93,14 @@ def check_valid(subject: Subject) -> None:
 
 
 def check_opset(subject: Subject) -> None:
-    """Only the standard operators, in the version that every supported runtime has kernels for."""
+    """Only the standard operators, in the version that every supported runtime has kernels for; int8 has one more."""
     found = {entry.domain: entry.version for entry in subject.model.opset_import}
-    if found != {"": OPSET}:
-        raise StructureError(f"opsets {found}, and only the standard one in version {OPSET} is wanted")
+    wanted = opsets_of(_precision(subject))
+    if found != wanted:
+        raise StructureError(f"opsets {found}, and {wanted} is wanted")
+    foreign = {node.op_type for node in all_nodes(subject.model.graph.node) if node.domain == MICROSOFT} - {NBITS}
+    if foreign:
+        raise StructureError(f"operators of {MICROSOFT} other than {NBITS}: {', '.join(sorted(foreign))}")
 
 
 def check_signature(subject: Subject) -> None:
@@ -126,10 +135,23 @@ def check_shapes_inferred(subject: Subject) -> None:
 
 
 def check_operators(subject: Subject) -> None:
-    """No control flow, no slices of weights."""
-    found = sorted({node.op_type for node in subject.model.graph.node} & UNWANTED)
-    if found:
-        raise StructureError(f"operators that don't belong here: {', '.join(found)}")
+    """No control flow but our own Scan over time, which takes only weights from outside; no slices of weights."""
+    initializers = {tensor.name for tensor in subject.model.graph.initializer}
+    for node in all_nodes(subject.model.graph.node):
+        sliced = node.op_type == "Slice" and _precision(subject) is Precision.FP16 and node.input[0] not in initializers
+        if node.op_type in UNWANTED and not sliced and not is_time_scan(node):
+            raise StructureError(f"an operator that doesn't belong here: {node.op_type} ({node.name!r})")
+        computed = captured(node) - initializers if is_time_scan(node) else ()
+        if computed:
+            raise StructureError(f"{node.name!r} takes from outside what isn't a weight: {', '.join(sorted(computed))}")
+
+
+def _precision(subject: Subject) -> Precision:
+    try:
+        return Precision(subject.contract.precision)
+    except ValueError as error:
+        known = ", ".join(Precision)
+        raise StructureError(f"precision {subject.contract.precision!r} is none of {known}") from error
 
 
 def check_names(subject: Subject) -> None:
@@ -155,7 +177,7 @@ def check_weights_outside(subject: Subject) -> None:
                 raise StructureError(f"weight {tensor.name!r} lies in {places}, not in {WEIGHTS}")
             continue
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        small = np.issubdtype(dtype, np.integer) and np.prod(tensor.dims) <= SMALL
+        small = stays(np.dtype(dtype), int(np.prod(tensor.dims)))
         if not small and tensor.name not in constants:
             raise StructureError(f"weight {tensor.name!r} lies in the graph, where no digest covers it")
 

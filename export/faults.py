@@ -6,31 +6,38 @@ A suite that passes says little unless it is known to fail. Owns the table of fa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from onnx import ModelProto, NodeProto, numpy_helper
+from torch import Tensor
 
 from export import artifact, portable, resident
+from export.emulation import fewer_bits
 from export.parity import Levels
+from export.precision import Precision
+from export.products import SCALES
 from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays
+from export.time_scan import is_time_scan
 from model.contract import Contract, ParityRecord
-from model.lstm import LSTM
+from model.lstm import LSTM, Spec
 
 Array = npt.NDArray[Any]
 STEPS = 10
 MOST_STEPS = 5  # of a chunk
-TF32_BITS = 10  # of the fraction
+MATRICES, BIASES = ("weight_ih", "weight_hh"), ("bias_ih", "bias_hh")
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to be wrong: in the graphs (`plant`), or in how the resident one is run (`runs`).
+    """One way to be wrong: in the graphs (`plant`), their weights (`weights`), or how the resident one is run (`runs`).
 
     `error` in a finding is in multiples of the bar, or of float32's epsilon where the bar is equality.
     """
@@ -38,78 +45,98 @@ class Fault:
     name: str
     plant: Callable[[ModelProto], None] | None = None
     runs: type[Resident] = Resident
+    weights: Callable[[Weights], None] | None = None
     layers: int = 1  # that a model needs to have it
     bias: bool = False  # whether it needs biases
+    projected: bool | None = None  # whether it needs a projection (None: it doesn't matter)
+    within: frozenset[Precision] = frozenset(Precision)  # the precisions whose own roundings don't hide it
 
-    def fits(self, module: LSTM) -> bool:
-        """Whether this model can have the fault."""
-        return self.layers <= module.spec.layers and self.bias <= module.spec.bias
+    @property
+    def in_graphs(self) -> bool:
+        """Whether it is in the graphs, and not in how they are run."""
+        return self.plant is not None or self.weights is not None
 
-
-def _lstms(model: ModelProto) -> list[NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "LSTM"]
-
-
-def _edit(model: ModelProto, place: int, change: Callable[[Array], Array]) -> None:
-    """Change the last LSTM's weight at this place among its inputs, [1, rows, …], where it has one."""
-    name = _lstms(model)[-1].input[place]
-    for tensor in model.graph.initializer:
-        if name and tensor.name == name:
-            changed = change(numpy_helper.to_array(tensor)[0])[None]
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed, np.float32), name))
+    def fits(self, spec: Spec, precision: Precision = Precision.FP32) -> bool:
+        """Whether such a model can have the fault, and the precision can show it."""
+        fits = self.layers <= spec.layers and self.bias <= spec.bias and precision in self.within
+        return fits and self.projected in (None, spec.proj_size is not None)
 
 
-def _gates(*order: int) -> Callable[[Array], Array]:
-    return lambda rows: np.concatenate([np.split(rows, 4)[gate] for gate in order])
+def _cells(model: ModelProto) -> list[tuple[NodeProto, int]]:
+    """The nodes that are layers, and the place of h among each one's inputs; c stands behind it."""
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "LSTM":
+            found.append((node, 5))
+        elif is_time_scan(node):
+            found.append((node, 0))
+    return found
 
 
-def _swap_two_gates(model: ModelProto) -> None:
+def _edit(weights: Weights, kinds: Sequence[str], change: Callable[[Tensor], Tensor]) -> None:
+    """Change the last layer's weights of these kinds, where it has them."""
+    last = max(int(name.rpartition("_l")[2]) for name in weights if name.startswith("lstm."))
+    for name in (f"lstm.{kind}_l{last}" for kind in kinds):
+        if name in weights:
+            weights[name] = change(weights[name])
+
+
+def _gates(*order: int) -> Callable[[Tensor], Tensor]:
+    return lambda rows: torch.cat([rows.chunk(4)[gate] for gate in order])
+
+
+def _swap_two_gates(weights: Weights) -> None:
     """The output and the forget gate exchanged, in both weights."""
-    for place in (1, 2):
-        _edit(model, place, _gates(0, 2, 1, 3))
+    _edit(weights, MATRICES, _gates(0, 3, 2, 1))
 
 
-def _pytorch_order(model: ModelProto) -> None:
-    """PyTorch's i, f, g, o where ONNX wants i, o, f, c, in weights and biases."""
-    for place in (1, 2):
-        _edit(model, place, _gates(0, 2, 3, 1))
-    _edit(model, 3, lambda both: np.concatenate([_gates(0, 2, 3, 1)(half) for half in np.split(both, 2)]))
+def _other_order(weights: Weights) -> None:
+    """The rows of one order where the other is wanted: PyTorch has i, f, g, o, and ONNX i, o, f, c."""
+    _edit(weights, (*MATRICES, *BIASES), _gates(0, 2, 3, 1))
 
 
-def _drop_bias(model: ModelProto) -> None:
-    _edit(model, 3, lambda both: np.concatenate([np.split(both, 2)[0], np.zeros(len(both) // 2)]))
+def _drop_bias(weights: Weights) -> None:
+    _edit(weights, BIASES[1:], torch.zeros_like)
 
 
-def _add_bias_twice(model: ModelProto) -> None:
-    _edit(model, 3, lambda both: np.concatenate([np.split(both, 2)[0] * 2, np.split(both, 2)[1]]))
+def _add_bias_twice(weights: Weights) -> None:
+    _edit(weights, BIASES[:1], lambda bias: bias * 2)
+
+
+def _roll_projection(weights: Weights) -> None:
+    """Each unit projected by its neighbour's weights."""
+    _edit(weights, ("weight_hr",), lambda weight: weight.roll(1, dims=1))
+
+
+def _round_weights(weights: Weights) -> None:
+    for name in weights:
+        if name.startswith("lstm.weight"):
+            weights[name] = fewer_bits(weights[name])
 
 
 def _exchange_states(model: ModelProto) -> None:
     """H where c belongs, and c where h does."""
-    for node in _lstms(model):
-        node.input[5], node.input[6] = node.input[6], node.input[5]
+    for node, h in _cells(model):
+        node.input[h], node.input[h + 1] = node.input[h + 1], node.input[h]
 
 
 def _exchange_layers(model: ModelProto) -> None:
     """The first two layers start from each other's states."""
-    first, second, *_ = _lstms(model)
-    for place in (5, 6):
+    (first, h), (second, _), *_ = _cells(model)
+    for place in (h, h + 1):
         first.input[place], second.input[place] = second.input[place], first.input[place]
 
 
-def _round_weights(model: ModelProto) -> None:
-    for node in _lstms(model):
-        for tensor in model.graph.initializer:
-            if tensor.name in (node.input[1], node.input[2]):
-                rounded = _fewer_bits(numpy_helper.to_array(tensor), TF32_BITS)
-                tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+def _shift_scales(model: ModelProto) -> None:
+    """Each row of 8-bit weights with its neighbour's scales."""
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(SCALES):
+            scales = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.roll(scales, 1, axis=0), tensor.name))
 
 
-def _fewer_bits(values: Array, bits: int) -> Array:
-    """float32 values, rounded to so many bits of fraction."""
-    fraction, exponent = np.frexp(values.astype(np.float32))
-    rounded = np.round(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1)
-    return np.asarray(np.ldexp(rounded, exponent), np.float32)
+def _rounded(values: Array) -> Array:
+    return np.asarray(fewer_bits(torch.from_numpy(values)).numpy())
 
 
 class _Rounding(Resident):
@@ -117,11 +144,8 @@ class _Rounding(Resident):
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         for slab in self.slabs.values():
-            slab[read] = _fewer_bits(slab[read], TF32_BITS)
-        rounded = {
-            name: _fewer_bits(value, TF32_BITS) if value.dtype == np.float32 else value
-            for name, value in inputs.items()
-        }
+            slab[read] = _rounded(slab[read])
+        rounded = {name: _rounded(value) if value.dtype == np.float32 else value for name, value in inputs.items()}
         return super().run(rounded, lengths, read, write)
 
 
@@ -168,13 +192,15 @@ class _StaleRow(Resident):
 
 
 FAULTS = (
-    Fault("two gates swapped", _swap_two_gates),
-    Fault("gate order i, f, g, o for i, o, f, c", _pytorch_order),
-    Fault("a bias dropped", _drop_bias, bias=True),
-    Fault("a bias added twice", _add_bias_twice, bias=True),
-    Fault("h and c exchanged", _exchange_states),
+    Fault("two gates swapped", weights=_swap_two_gates),
+    Fault("gate order i, f, g, o for i, o, f, c", weights=_other_order),
+    Fault("a bias dropped", weights=_drop_bias, bias=True),
+    Fault("a bias added twice", weights=_add_bias_twice, bias=True),
+    Fault("units of the projection shifted", weights=_roll_projection, projected=True),
+    Fault("h and c exchanged", _exchange_states, projected=False),  # with a projection they differ in size
     Fault("layers exchanged", _exchange_layers, layers=2),
-    Fault("TF32-sized noise in the weights", _round_weights),
+    Fault("TF32-sized noise in the weights", weights=_round_weights, within=frozenset({Precision.FP32})),
+    Fault("8-bit weights with their neighbours' scales", _shift_scales, within=frozenset({Precision.INT8})),
     Fault("TF32-sized noise in the activations", runs=_Rounding),
     Fault("a float16 rounding of the state", runs=_HalfState),
     Fault("a step lost at a chunk's border", runs=_LostStep),
@@ -184,17 +210,26 @@ FAULTS = (
 
 def plant(fault: Fault, module: LSTM, contract: Contract, folder: Path) -> list[ParityRecord]:
     """What parity says of a copy with this fault, written into `folder`: the records of the two graphs."""
-    model = portable.build(module)
+    model = portable.build(_faulty(fault, module), Precision(contract.precision))
     if fault.plant is not None:
         fault.plant(model)
     (folder / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     artifact.write_graph(resident.derive(model, contract), folder / artifact.RESIDENT, contract)
     levels = Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract, fault.runs)
-    if fault.plant is None:
+    if not fault.in_graphs:
         return levels.bit_for_bit(0, most_steps=MOST_STEPS)
     records = levels.against_truth(STEPS, NON_ZERO)
     return [record for record in records if record.subject in (artifact.MODEL, artifact.RESIDENT)]
+
+
+def _faulty(fault: Fault, module: LSTM) -> LSTM:
+    """The module with the fault in its weights, or itself."""
+    if fault.weights is None:
+        return module
+    weights = dict(module.state_dict())
+    fault.weights(weights)
+    return LSTM.from_state_dict(weights, module.spec)
 
 
 def found(records: list[ParityRecord]) -> float:
@@ -209,6 +244,6 @@ def found(records: list[ParityRecord]) -> float:
 def controls(module: LSTM, contract: Contract) -> Iterator[tuple[str, float]]:
     """Every fault that this model can have, planted into a copy in a temporary folder, with what was found of it."""
     for fault in FAULTS:
-        if fault.fits(module):
+        if fault.fits(module.spec, Precision(contract.precision)):
             with tempfile.TemporaryDirectory() as folder:
                 yield fault.name, found(plant(fault, module, contract, Path(folder)))

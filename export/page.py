@@ -7,6 +7,8 @@ from html import escape
 
 from export import plots
 from export.parity import DOUBLE
+from export.precision import Precision
+from export.report import cost, percent
 from model.contract import Certificate, ParityRecord
 
 STYLE = """
@@ -30,13 +32,13 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } .scroll { o
 Curves = Mapping[str, Sequence[float]]
 
 
-def artifact_page(name: str, certificate: Certificate, curves: Curves) -> str:
+def artifact_page(name: str, certificate: Certificate, curves: Curves, precision: Precision = Precision.FP32) -> str:
     """The page of one artifact."""
     title = f"Parity of {name}"
     sections = [
-        _head(title, certificate),
-        curves_section(curves),
-        cases_section(certificate.records),
+        _head(title, certificate, precision),
+        curves_section(curves, precision),
+        cases_section(certificate.records, precision),
         invariances_section(certificate.invariances),
         controls_section(certificate.controls),
         _not_checked(certificate),
@@ -60,30 +62,38 @@ def heading(title: str, *, passed: bool, text: str) -> str:
     return f"<h1>{escape(title)}</h1>\n<p>{verdict} {escape(text)}</p>"
 
 
-def _head(title: str, certificate: Certificate) -> str:
+def _head(title: str, certificate: Certificate, precision: Precision) -> str:
     text = f"{len(certificate.records)} comparisons, {certificate.created}, {certificate.machine}."
     versions = ", ".join(f"{name} {version}" for name, version in certificate.versions.items())
     return (
         heading(title, passed=certificate.passed, text=text)
         + f'\n<p class="quiet">{escape(versions)}<br>weights <code>{escape(certificate.weights_digest)}</code></p>'
+        + (f"\n<p>{escape(cost(certificate.records, precision))}.</p>" if precision.reduced else "")
     )
 
 
-def curves_section(curves: Curves) -> str:
+def curves_section(curves: Curves, precision: Precision = Precision.FP32) -> str:
     """Error against step."""
     if not curves:
         return ""
     curves = {subject: errors for subject, errors in curves.items() if subject != DOUBLE}  # a world below the others
     chosen = plots.colours(list(curves))
+    together = (
+        "ONNX makes the errors that its precision's roundings make when emulated in float64"
+        if precision.reduced
+        else "ONNX is as exact as PyTorch"
+    )
     return (
         "<h2>Error against step</h2>\n<p>How far each form's outputs are from the reference cell in float64 (rms over"
-        " streams and elements). Where the lines run together, ONNX is as exact as PyTorch however long a stream runs."
-        f" resident.onnx gives the bytes of model.onnx, so its line is dashed.</p>\n{plots.legend(chosen)}\n"
+        f" streams and elements). Where the lines run together, {together}, however long a stream runs."
+        " resident.onnx gives the bytes of model.onnx, so its line is dashed.</p>\n"
+        + plots.legend(chosen)
+        + "\n"
         + plots.curves(curves, chosen, x="step", y="rms error of y")
     )
 
 
-def cases_section(records: Sequence[ParityRecord]) -> str:
+def cases_section(records: Sequence[ParityRecord], precision: Precision = Precision.FP32) -> str:
     """The ratios that were found, case by case."""
     judged = [record for record in records if record.rms_bar >= 1]
     if not judged:
@@ -102,7 +112,9 @@ def cases_section(records: Sequence[ParityRecord]) -> str:
 
     return (
         "<h2>The ratio, case by case</h2>\n<p>Each dot is one tensor (y, h or c): its error as a multiple of PyTorch's"
-        " own float32 error, or of what roundings alone make where that is more. The red line is the bar.</p>\n"
+        " own float32 error, or of what roundings alone make where that is more"
+        + (f"; for ONNX in {precision}, of what the same roundings cost in float64" if precision.reduced else "")
+        + ". The red line is the bar.</p>\n"
         + plots.legend(chosen)
         + plots.dots(rows("rms_ratio"), chosen, bar=judged[0].rms_bar, x="ratio of rms errors")
         + plots.dots(rows("max_ratio"), chosen, bar=judged[0].max_bar, x="ratio of largest errors")
@@ -149,11 +161,13 @@ def records_section(records: Sequence[ParityRecord]) -> str:
         f"<tr><td>{escape(r.subject)}</td><td>{escape(r.tensor)}</td><td class=n>{r.steps}</td>"
         f"<td>{escape(r.initial)}</td><td class=n>{r.rms_error:.2e}</td><td class=n>{r.max_error:.2e}</td>"
         f"<td class=n>{r.rms_ratio:.3g}</td><td class=n>{r.max_ratio:.3g}</td>"
+        f"<td class=n>{percent(r.share)}</td>"
         f'<td class="{"held" if r.passed else "failed"}">{"ok" if r.passed else "FAILED"}</td></tr>'
         for r in records
     )
     return (
         f"<details><summary>All {len(records)} comparisons</summary><div class=scroll><table><tr><th>level</th>"
         "<th>tensor</th><th class=n>T</th><th>state</th><th class=n>rms error</th><th class=n>largest</th>"
-        f"<th class=n>rms ratio</th><th class=n>max ratio</th><th></th></tr>{lines}</table></div></details>"
+        "<th class=n>rms ratio</th><th class=n>max ratio</th><th class=n>share of rms</th><th></th></tr>"
+        f"{lines}</table></div></details>"
     )

@@ -1,7 +1,8 @@
 """Parity: what every form of the model answers to the same questions, compared level by level, as records.
 
 The levels: reference cell in float64 (the truth) <-> nn.LSTM in float64 and float32 <-> model.onnx, by ONNX Runtime
-and by onnx's own reference evaluator <-> resident.onnx. Owns the levels and how each is run, a piece at a time, so
+and by onnx's own reference evaluator <-> resident.onnx. In a reduced precision an emulation of its
+roundings is asked too, by which the graphs are measured. Owns the levels and how each is run, a piece at a time, so
 that memory stays bounded whatever the model's sizes. Prints nothing and writes nothing.
 """
 
@@ -11,6 +12,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from export import bits
+from export.emulation import emulate
+from export.precision import Precision
 from export.runtime import Portable, Resident
 from export.samples import NON_ZERO, ZERO, Arrays, draw, lanes, parts
 from export.yardstick import Case, Tally, Yardstick, compare, compare_bits, difference, off_by
@@ -34,6 +38,7 @@ RAGGED_STEPS = 40
 RAGGED_CHUNK = 8
 DOUBLE, SINGLE = "nn.LSTM float64", "nn.LSTM float32"
 ORACLE = ", by onnx's own evaluator"
+EMULATED = "the same roundings, emulated in float64"
 _EXACT, _SLACK = "exact", "slack"
 Inputs = Mapping[str, npt.NDArray[Any]]
 Level = Callable[[Inputs, Inputs], Arrays]  # inputs [B, T, *shape] and states [B, *shape] to outputs and new states
@@ -73,9 +78,12 @@ class Levels:
         self._path = folder / names[0]
         self._names = names
         spec = module.spec
-        gates = spec.core_size + spec.hidden_size
-        y = spec.hidden_size if spec.output_size is not None else gates
-        self._terms = {"y": y, "h_out": gates, "c_out": gates}
+        self._precision = Precision(contract.precision)
+        self._emulation = emulate(module, self._precision) if self._precision.reduced else None
+        gates = spec.core_size + spec.state_size
+        h = gates if spec.proj_size is None else max(gates, spec.hidden_size)
+        y = spec.state_size if spec.output_size is not None else h
+        self._terms = {"y": y, "h_out": h, "c_out": gates}
 
     def records(self, seed: int = 0) -> Iterator[list[ParityRecord]]:
         """All comparisons, a batch of records at a time: `batches` batches."""
@@ -108,14 +116,17 @@ class Levels:
                     self._tally(tallies[subject], subject, answer, exact, lanes=part.lanes, done=done, steps=steps)
                     carried[subject] = {state.input: answer[state.output] for state in self.contract.states}
         self.curves = {subject: np.sqrt(squares / batch) for subject, squares in self.curves.items()}
-        yardstick = Yardstick(tallies[_EXACT], tallies[SINGLE], tallies[_SLACK], self._terms)
+        full = Yardstick(tallies[_EXACT], tallies[SINGLE], tallies[_SLACK], self._terms)
+        reduced = full
+        if self._emulation is not None:
+            reduced = replace(full, emulated=tallies[EMULATED], share=self._precision.terms.share)
         records = []
         for subject in levels:
             records += compare(
                 subject=subject,
                 case=Case(steps, initial),
                 answer=tallies[subject],
-                yardstick=yardstick,
+                yardstick=full if subject in (DOUBLE, SINGLE) else reduced,
                 double=subject == DOUBLE,
             )
         return records
@@ -147,10 +158,11 @@ class Levels:
         levels: dict[str, Level] = {
             DOUBLE: lambda inputs, states: self._torch(self._double, inputs, states),
             SINGLE: lambda inputs, states: self._torch(self._module, inputs, states),
-            self._names[0]: self._portable.run,
-            self._names[1]: self._run_resident,
         }
-        if steps <= ORACLE_STEPS:
+        if self._emulation is not None:
+            levels[EMULATED] = self._emulate
+        levels |= {self._names[0]: self._portable.run, self._names[1]: self._run_resident}
+        if steps <= ORACLE_STEPS and self._precision is not Precision.INT8:  # of whose products it knows nothing
             levels[self._names[0] + ORACLE] = self._oracle()
         return levels
 
@@ -172,6 +184,15 @@ class Levels:
         """The module around nn.LSTM, in its own dtype."""
         y, state = module(*_tensors(inputs, states, next(module.parameters()).dtype))
         return {"y": y.numpy(), "h_out": state.h.numpy(), "c_out": state.c.numpy()}
+
+    @torch.inference_mode()
+    @one_thread()
+    def _emulate(self, inputs: Inputs, states: Inputs) -> Arrays:
+        """What a reduced precision's own roundings make of the truth, and nothing else."""
+        assert self._emulation is not None
+        module, arithmetic = self._emulation
+        y, new = module.reference(*_tensors(inputs, states, torch.float64), arithmetic)
+        return {"y": y.numpy(), "h_out": new.h.numpy(), "c_out": new.c.numpy()}
 
     def _oracle(self) -> Level:
         """model.onnx as the ONNX project's own evaluator computes it, in numpy: nothing of ONNX Runtime in it."""

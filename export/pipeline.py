@@ -21,6 +21,7 @@ from export import artifact, checks, faults, machine, portable, resident
 from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import STEPS, Levels
+from export.precision import Precision
 from model.checkpoint import Checkpoint
 from model.contract import Certificate, Contract, ParityRecord
 from model.lstm import LSTM
@@ -71,13 +72,20 @@ def silent(_what: str, _done: int, _total: int) -> None:
     """Progress for nobody."""
 
 
-def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress = silent) -> Proved:
+def export(
+    checkpoint: Checkpoint,
+    final: Path,
+    *,
+    name: str,
+    precision: Precision = Precision.FP32,
+    progress: Progress = silent,
+) -> Proved:
     """Export `checkpoint` to the folder `final`, which appears only when every check has passed.
 
     Raises StructureError, ParityError or ArtifactError, and then leaves nothing.
     """
     with artifact.staged(final) as folder:
-        model, contract = _write_portable(checkpoint, folder, name)
+        model, contract = _write_portable(checkpoint, folder, name, precision)
         wrapped = _write_resident(model, contract, folder)
         evidence = _prove(checkpoint.module, folder, contract, progress)
         graphs = {artifact.MODEL: model, artifact.RESIDENT: wrapped}
@@ -86,26 +94,32 @@ def export(checkpoint: Checkpoint, final: Path, *, name: str, progress: Progress
         artifact.write_graph(model, folder / artifact.MODEL, certified)
         artifact.write_graph(wrapped, folder / artifact.RESIDENT, certified)
         artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
-        page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves)
+        page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves, precision)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         _read_back(folder, certified)
     return Proved(final, certified, evidence)
 
 
-def write_graphs(checkpoint: Checkpoint, folder: Path, name: str) -> Contract:
+def write_graphs(checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32) -> Contract:
     """Both graphs and their weights, checked but not proved: for suites that prove them in their own way."""
-    model, contract = _write_portable(checkpoint, folder, name)
+    model, contract = _write_portable(checkpoint, folder, name, precision)
     _write_resident(model, contract, folder)
     return contract
 
 
-def _write_portable(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[ModelProto, Contract]:
+def _write_portable(
+    checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32
+) -> tuple[ModelProto, Contract]:
     """Build, write and check model.onnx and the weights file."""
-    model = portable.build(checkpoint.module)
+    model = portable.build(checkpoint.module, precision)
     weights = artifact.move_weights(model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
     contract = portable.contract_of(
-        checkpoint.module.spec, name=name, weights_digest=artifact.digest(weights), notes=checkpoint.notes
+        checkpoint.module.spec,
+        name=name,
+        weights_digest=artifact.digest(weights),
+        notes=checkpoint.notes,
+        precision=precision,
     )
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
@@ -123,7 +137,7 @@ def _write_resident(model: ModelProto, contract: Contract, folder: Path) -> Mode
 def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -> Evidence:
     """All evidence; raises ParityError where a comparison failed."""
     levels = Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract)
-    planted = [fault for fault in faults.FAULTS if fault.fits(module)]
+    planted = [fault for fault in faults.FAULTS if fault.fits(module.spec, Precision(contract.precision))]
     total = levels.batches + 1 + len(planted)
     records: list[ParityRecord] = []
     curves: dict[str, list[float]] = {}
@@ -169,7 +183,7 @@ def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
         },
         weights_digest=contract.weights_digest,
         records=evidence.records,
-        not_checked=NOT_CHECKED,
+        not_checked=(*Precision(contract.precision).terms.not_checked, *NOT_CHECKED),
         invariances=evidence.invariances,
         controls=evidence.controls,
     )
@@ -186,6 +200,9 @@ def _read_back(folder: Path, certified: Contract) -> None:
 
 def prove(path: Path, *, progress: Progress = silent) -> Proved:
     """Prove an artifact again from itself alone: digest, structure, and parity with a module read from its weights.
+
+    Those are the checkpoint's own in fp32 and tf32, but can't be had back from 8-bit and float16 weights: what is
+    proved again then is that the graphs compute what their own weights say. What rounding cost is in the certificate.
 
     Raises ArtifactError, StructureError or ParityError; changes nothing.
     """

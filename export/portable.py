@@ -7,14 +7,16 @@ Owns the names of its tensors and ONNX's gate order. Knows no files and no slab.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from export import cells
+from export.graph import Array, Graph, value
+from export.precision import Precision
+from export.products import MICROSOFT, product, read_products
 from model.cell import LayerWeights
 from model.contract import Contract, StatePair, TensorSpec
 from model.lstm import LSTM, Spec
@@ -22,7 +24,7 @@ from model.lstm import LSTM, Spec
 OPSET = 20
 IR_VERSION = 10  # the one that belongs to opset 20's time: every runtime that has the opset reads it
 PRODUCER = "cellstream"
-Array = npt.NDArray[Any]
+MICROSOFT_OPSET = 1  # the only one there is
 
 
 def onnx_gates(rows: Array) -> Array:
@@ -37,67 +39,67 @@ def torch_gates(rows: Array) -> Array:
     return np.concatenate([i, f, c, o])
 
 
-@dataclass(slots=True)
-class Graph:
-    """A graph under construction: nodes in order, weights by name."""
-
-    nodes: list[NodeProto] = field(default_factory=list)
-    weights: dict[str, Array] = field(default_factory=dict)
-
-    def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
-        """Append a node named after its first output, and return that output's name."""
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{outputs[0]}/{op}", **attributes))
-        return outputs[0]
-
-    def weight(self, name: str, value: Array) -> str:
-        """Add a weight, and return its name."""
-        self.weights[name] = np.ascontiguousarray(value)
-        return name
-
-
-def contract_of(spec: Spec, *, name: str, weights_digest: str, notes: Mapping[str, str]) -> Contract:
+def contract_of(
+    spec: Spec,
+    *,
+    name: str,
+    weights_digest: str,
+    notes: Mapping[str, str],
+    precision: Precision = Precision.FP32,
+) -> Contract:
     """The contract that the graph of this spec keeps."""
     if spec.vocabulary is None:
         x = TensorSpec("x", "float32", (spec.input_size or 0,))
     else:
         x = TensorSpec("x", "int64", (), minimum=0, maximum=spec.vocabulary - 1)
-    shape = (spec.layers, spec.hidden_size)
+    h, c = (spec.layers, spec.state_size), (spec.layers, spec.hidden_size)
     contract = Contract(
         name=name,
         inputs=(x,),
         outputs=(TensorSpec("y", "float32", (spec.outputs,)),),
-        states=(StatePair("h", "h_out", "float32", shape), StatePair("c", "c_out", "float32", shape)),
+        states=(StatePair("h", "h_out", "float32", h), StatePair("c", "c_out", "float32", c)),
         weights_digest=weights_digest,
+        precision=str(precision),
         notes=notes,
     )
     contract.check()
     return contract
 
 
-def build(module: LSTM) -> ModelProto:
+def build(module: LSTM, precision: Precision = Precision.FP32) -> ModelProto:
     """The portable graph: x [B, T, F] (or tokens [B, T]), h and c [B, L, H] give y [B, T, O], h_out and c_out.
 
-    B and T are symbolic. Weights are embedded; `export.artifact` moves them to their own file.
+    B and T are symbolic. Weights are embedded; `export.artifact` moves them to their own file. Layers are LSTM nodes
+    where that operator can say what they are, and cells in a Scan elsewhere.
     """
     graph = Graph()
     spec = module.spec
-    top = _encode(graph, module)
+    top = _encode(graph, module, precision)
     h, c = _split_state(graph, "h", spec.layers), _split_state(graph, "c", spec.layers)
     for index, weights in enumerate(module.layer_weights()):
-        top = _layer(graph, index, weights, top, (h[index], c[index]))
+        states = (h[index], c[index])
+        if needs_cells(spec, precision):
+            top = cells.layer(graph, precision, index, weights, x=top, state=states)
+        else:
+            top = _layer(graph, index, weights, top, states)
     _join_state(graph, "h", spec.layers)
     _join_state(graph, "c", spec.layers)
-    _decode(graph, module, top)
-    return _model(graph, spec)
+    _decode(graph, module, top, precision)
+    return _model(graph, spec, precision)
 
 
-def _encode(graph: Graph, module: LSTM) -> str:
+def needs_cells(spec: Spec, precision: Precision) -> bool:
+    """Whether ONNX's LSTM operator can't say it: it has no projection, and no products of another precision."""
+    return spec.proj_size is not None or precision in (Precision.INT8, Precision.FP16)
+
+
+def _encode(graph: Graph, module: LSTM, precision: Precision) -> str:
     """Encode x and put time first, as the LSTM operator wants it: [T, B, F]."""
     if module.spec.vocabulary is not None:
         assert module.encoder is not None
         tokens = graph.add("Transpose", ["x"], ["tokens"], perm=[1, 0])
         return graph.add("Gather", [graph.weight("encoder.weight", _array(module.encoder.weight)), tokens], ["lstm.x"])
-    encoded = "x" if module.encoder is None else _linear(graph, "encoder", module.encoder, "x", "encoder.y")
+    encoded = "x" if module.encoder is None else _linear(graph, "encoder", module.encoder, "x", precision)
     return graph.add("Transpose", [encoded], ["lstm.x"], perm=[1, 0, 2])
 
 
@@ -137,24 +139,28 @@ def _directions_axis(graph: Graph) -> str:
     return graph.weight("directions_axis", np.array([1], dtype=np.int64))
 
 
-def _decode(graph: Graph, module: LSTM, top: str) -> None:
+def _decode(graph: Graph, module: LSTM, top: str, precision: Precision) -> None:
     """Put the batch first again and run the head: y [B, T, O]."""
     if module.head is None:
         graph.add("Transpose", [top], ["y"], perm=[1, 0, 2])
         return
     batch_first = graph.add("Transpose", [top], ["head.x"], perm=[1, 0, 2])
-    _linear(graph, "head", module.head, batch_first, "y")
+    _linear(graph, "head", module.head, batch_first, precision)
 
 
-def _linear(graph: Graph, name: str, module: torch.nn.Module, x: str, y: str) -> str:
-    """A linear map; its weight is stored as [F, O], ready to be multiplied with."""
-    weight = graph.weight(f"{name}.weight", _array(module.weight).T)
-    product = graph.add("MatMul", [x, weight], [f"{name}.product"])
-    return graph.add("Add", [product, graph.weight(f"{name}.bias", _array(module.bias))], [y])
+def _linear(graph: Graph, name: str, module: torch.nn.Module, x: str, precision: Precision) -> str:
+    """The encoder, or the head, which gives y."""
+    weight = (f"{name}.weight", _array(module.weight))
+    made = product(graph, precision, weight, x, f"{name}.product", front=["batch", "time"])
+    y = "y" if name == "head" else f"{name}.y"
+    return graph.add("Add", [made, graph.weight(f"{name}.bias", _array(module.bias))], [y])
 
 
-def _model(graph: Graph, spec: Spec) -> ModelProto:
-    state: list[str | int] = ["batch", spec.layers, spec.hidden_size]
+def _model(graph: Graph, spec: Spec, precision: Precision) -> ModelProto:
+    states: dict[str, list[str | int]] = {
+        "h": ["batch", spec.layers, spec.state_size],
+        "c": ["batch", spec.layers, spec.hidden_size],
+    }
     x = (
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "time", spec.input_size])
         if spec.vocabulary is None
@@ -163,16 +169,21 @@ def _model(graph: Graph, spec: Spec) -> ModelProto:
     made = helper.make_graph(
         graph.nodes,
         "lstm",
-        [x, *(helper.make_tensor_value_info(name, TensorProto.FLOAT, state) for name in ("h", "c"))],
+        [x, *(value(name, shape) for name, shape in states.items())],
         [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "time", spec.outputs]),
-            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, state) for name in ("h_out", "c_out")),
+            value("y", ["batch", "time", spec.outputs]),
+            *(value(f"{name}_out", shape) for name, shape in states.items()),
         ],
-        [numpy_helper.from_array(value, name) for name, value in graph.weights.items()],
+        [numpy_helper.from_array(array, name) for name, array in graph.weights.items()],
+        value_info=graph.values,
     )
-    return helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=PRODUCER
-    )
+    opsets = [helper.make_opsetid(domain, version) for domain, version in opsets_of(precision).items()]
+    return helper.make_model(made, opset_imports=opsets, ir_version=IR_VERSION, producer_name=PRODUCER)
+
+
+def opsets_of(precision: Precision) -> dict[str, int]:
+    """The operators that a graph of this precision may have, by domain."""
+    return {"": OPSET} | ({MICROSOFT: MICROSOFT_OPSET} if precision is Precision.INT8 else {})
 
 
 def _array(weight: Any) -> Array:
@@ -180,15 +191,17 @@ def _array(weight: Any) -> Array:
 
 
 def read_module(model: ModelProto) -> LSTM:
-    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`, bit for bit.
+    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`.
 
-    An artifact so suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
+    It is so bit for bit where weights are float32, and what they stand for where they aren't. An artifact so
+    suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
     """
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    products = read_products(model, arrays)
     state_dict: dict[str, torch.Tensor] = {}
 
-    def put(name: str, value: Array) -> None:
-        state_dict[name] = torch.from_numpy(value.copy())  # its own memory, writable and contiguous
+    def put(name: str, array: Array) -> None:
+        state_dict[name] = torch.from_numpy(array.copy())  # its own memory, writable and contiguous
 
     for node in model.graph.node:
         if node.op_type == "LSTM":
@@ -199,10 +212,9 @@ def read_module(model: ModelProto) -> LSTM:
                 b_ih, b_hh = np.split(arrays[node.input[3]][0], 2)
                 put(f"lstm.bias_ih_l{layer}", torch_gates(b_ih))
                 put(f"lstm.bias_hh_l{layer}", torch_gates(b_hh))
-    for name in ("encoder", "head"):
-        if f"{name}.weight" in arrays:
-            weight = arrays[f"{name}.weight"]
-            put(f"{name}.weight", weight.T if f"{name}.bias" in arrays else weight)
-        if f"{name}.bias" in arrays:
-            put(f"{name}.bias", arrays[f"{name}.bias"])
+    for name, weight in cells.read_layers(products, arrays).items():
+        put(name, weight)
+    for name in ("encoder.weight", "encoder.bias", "head.weight", "head.bias"):
+        if name in products or name in arrays:
+            put(name, products[name] if name in products else arrays[name])
     return LSTM.from_state_dict(state_dict)

@@ -6,21 +6,32 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
+from export.parity import EMULATED
+from export.precision import Precision
 from model.contract import ParityRecord
 
 CAPTION = "as a multiple of PyTorch's own error in float32, or of what roundings alone make, where that is more"
+LEAST_SHARE = 1e-5  # below which nobody wants digits
+REDUCED = (
+    "ONNX: as a multiple of what the same roundings make when emulated in float64; nn.LSTM: of what float32 makes;"
+    " share: the rms error as a share of the tensor's rms, and its bar"
+)
 
 
 def parity_table(records: Iterable[ParityRecord]) -> Table:
     """One line for each level and tensor: its worst ratios over both initial states, for each number of steps."""
     records = list(records)
     steps = sorted({record.steps for record in records if record.rms_bar > 0})
-    view = Table(title="parity: error against float64, rms / max", caption=CAPTION, title_justify="left")
+    reduced = any(record.share_bar > 0 for record in records)
+    caption = REDUCED if reduced else CAPTION
+    view = Table(title="parity: error against float64, rms / max", caption=caption, title_justify="left")
     view.add_column("level")
     view.add_column("tensor")
     for count in steps:
         view.add_column(f"T={count}", justify="right")
     view.add_column("bar", justify="right")
+    if reduced:
+        view.add_column("share", justify="right")
     view.add_column("")
     lines = dict.fromkeys((record.subject, record.tensor) for record in records)
     shown = ""
@@ -32,9 +43,38 @@ def parity_table(records: Iterable[ParityRecord]) -> Table:
         if all(record.rms_bar == 0 for record in members):
             cells = ["bit for bit" if member.passed else "differs" for member in members[:1]] + [""] * (len(steps) - 1)
         verdict = "[green]ok[/green]" if all(record.passed for record in members) else "[red]FAILED[/red]"
-        view.add_row("" if subject == shown else subject, tensor, *cells, _bar(members[0]), verdict)
+        shares = [_share(members)] if reduced else []
+        view.add_row("" if subject == shown else subject, tensor, *cells, _bar(members[0]), *shares, verdict)
         shown = subject
     return view
+
+
+def _share(records: list[ParityRecord]) -> str:
+    """The worst share of a tensor's rms, and its bar where there is one."""
+    worst = max(records, key=lambda record: record.share)
+    if worst.rms_bar == 0:
+        return ""
+    return percent(worst.share) + (f" / {percent(worst.share_bar)}" if worst.share_bar else "")
+
+
+def percent(share: float) -> str:
+    """A share in percent, to two digits."""
+    return f"{100 * share:.2g}%" if share == 0 or share >= LEAST_SHARE else f"<{100 * LEAST_SHARE:g}%"
+
+
+def cost(records: Iterable[ParityRecord], precision: Precision) -> str:
+    """What a reduced precision costs this model at worst, in a sentence; nothing in fp32."""
+    ours = [record for record in records if record.share_bar > 0]
+    if not ours:
+        return ""
+    found = max(record.share for record in ours if record.subject != EMULATED)
+    expected = max(record.share for record in ours if record.subject == EMULATED)
+    limit = precision.terms.share
+    text = f"{precision}: {precision.terms.means}; an error of {percent(found)} of a tensor's rms at worst"
+    emulated = f"{percent(expected)} where the same roundings are emulated in float64"
+    if max(found, expected) > limit:
+        return f"{text} and {emulated}: BEYOND the usual {percent(limit)}, since this model amplifies roundings"
+    return f"{text} ({emulated}), and the limit is {percent(limit)}"
 
 
 def ratios(records: list[ParityRecord]) -> str:

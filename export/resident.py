@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, nump
 from export.one_by_one import AXIS, in_scan
 from export.rewriting import PREFIX, Piece, Wrapped, attribute, layers_read, layers_written
 from export.subgraphs import all_nodes, used_names
+from export.time_scan import is_time_scan, take_own_last_steps
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, SlabSpec, StatePair, TensorSpec
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -53,7 +54,7 @@ def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -
 
 
 def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
-    """Give every recurrent node the lengths of its rows, so that each stops at its own last step."""
+    """Give every recurrent node the lengths of its rows, so that each row's state is that of its own last step."""
     for node in all_nodes(wrapped.model):
         if node.op_type not in RECURRENT:
             continue
@@ -65,6 +66,8 @@ def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
         if ragged:
             inputs[SEQUENCE_LENS] = LENGTHS
             node.input[:] = inputs
+    if ragged:
+        take_own_last_steps(wrapped)
 
 
 def _take_input(wrapped: Wrapped, tensor: TensorSpec) -> None:
@@ -209,10 +212,19 @@ def _assemble(model: ModelProto, wrapped: Wrapped, contract: Contract) -> ModelP
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in wrapped.constants.items())
     graph.input.extend(_inputs(contract))
     graph.output.extend(_outputs(contract))
+    graph.value_info.extend(_shapes(model, wrapped))
     resident = helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
     resident.producer_name = model.producer_name
     resident.functions.extend(model.functions)
     return resident
+
+
+def _shapes(model: ModelProto, wrapped: Wrapped) -> list[ValueInfoProto]:
+    """What the model says of the shapes that our own cells' operators outside the standard give: nobody infers them."""
+    if not any(is_time_scan(node) for node in wrapped.model):
+        return []
+    given = {name for node in wrapped.model if node.domain for name in node.output}
+    return [value for value in model.graph.value_info if value.name in given]
 
 
 def _inputs(contract: Contract) -> list[ValueInfoProto]:

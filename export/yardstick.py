@@ -15,13 +15,14 @@ import numpy.typing as npt
 import torch
 
 from export.samples import GROUPS, Arrays, Sample
-from model.cell import Activations
+from model.cell import Arithmetic
 from model.contract import ParityRecord
 
 TRUTH = "reference cell float64"
 RMS_BAR, MAX_BAR = 2.0, 4.0  # times PyTorch's own float32 error
 FLOAT64_BAR = 1e-4  # nn.LSTM in float64 must be closer to the truth than float32 by at least this
 GROSS = 25.0  # times the bar: what no single group may reach
+ROOM = 1.25  # times the emulation's share: what a limit must leave, to be one
 USABLE = 1e-2  # a net whose float32 error in PyTorch is above this share of its output proves nothing
 EPSILON = float(np.finfo(np.float32).eps)
 TINY = float(np.finfo(np.float32).tiny)
@@ -71,12 +72,15 @@ class Yardstick:
 
     `exact` is the truth's own size. `slack` is what the truth changes by when every activation is off by up to SLACK
     epsilons. `terms` are those of the last sum that makes each tensor.
+    Answers in a reduced precision have `emulated`, which is then the larger of all.
     """
 
     exact: Tallies
     own: Tallies
     slack: Tallies
     terms: Mapping[str, int]
+    emulated: Tallies | None = None  # the errors of a reduced precision, emulated in float64
+    share: float = 0.0  # of the truth's size, that a reduced precision may cost
 
     def of(self, tensor: str) -> npt.NDArray[np.float64]:
         """The rms and the maximum, for each group of streams, that ratios are taken to: [GROUPS, 2].
@@ -88,10 +92,28 @@ class Yardstick:
         """
         rounding = EPSILON * max(1.0, math.sqrt(self.terms[tensor]) / 7) * self.exact[tensor].rms
         errors = np.maximum(self.own[tensor].groups(), self.slack[tensor].groups())
+        if self.emulated is not None:
+            errors = np.maximum(errors, self.emulated[tensor].groups())
         return np.asarray(np.maximum(errors, max(rounding, TINY)))
 
+    def share_bar(self, tensor: str) -> float:
+        """The largest error, as a share of the truth's rms, that may be made; 0 where nothing is asked.
 
-def off_by(shares: torch.Tensor) -> Activations:
+        Where the emulation's own roundings come near the limit or over it, RMS_BAR times as much as those: such a net
+        amplifies whatever is rounded, and only the comparison with the emulation says anything of the export.
+        """
+        if self.emulated is None:
+            return 0.0
+        emulated = share_of(self.emulated[tensor], self.exact[tensor])
+        return self.share if ROOM * emulated <= self.share else RMS_BAR * emulated
+
+
+def share_of(error: Tally, exact: Tally) -> float:
+    """The error as a share of the truth's size."""
+    return error.rms / max(exact.rms, TINY)
+
+
+def off_by(shares: torch.Tensor) -> Arithmetic:
     """Activations off by up to `shares` [B, 1] of the SLACK: by how much is up to the argument and the lane."""
     slack = shares * (SLACK * EPSILON)
     phase = torch.arange(len(shares), dtype=shares.dtype)[:, None]
@@ -99,7 +121,7 @@ def off_by(shares: torch.Tensor) -> Activations:
     def ripple(value: torch.Tensor) -> torch.Tensor:
         return slack * torch.cos(RIPPLE * value + phase)
 
-    return Activations(
+    return Arithmetic(
         sigmoid=lambda value: torch.sigmoid(value) + ripple(value),
         tanh=lambda value: torch.tanh(value) * (1 + ripple(value)),
     )
@@ -127,6 +149,7 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
         found = error.groups() / yardstick.of(tensor)
         rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
         gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
+        share, share_bar = share_of(error, exact), yardstick.share_bar(tensor)
         useless = answer is yardstick.own and error.rms > USABLE * exact.rms and rms_ratio >= 1
         records.append(
             ParityRecord(
@@ -141,7 +164,13 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
                 max_ratio=max_ratio,
                 rms_bar=rms_bar,
                 max_bar=max_bar,
-                passed=rms_ratio <= rms_bar and max_ratio <= max_bar and not gross and not useless,
+                passed=rms_ratio <= rms_bar
+                and max_ratio <= max_bar
+                and (share <= share_bar or share_bar == 0)
+                and not gross
+                and not useless,
+                share=share,
+                share_bar=share_bar,
             )
         )
     return records

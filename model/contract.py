@@ -139,7 +139,10 @@ class ParityRecord:
 
     `rms_ratio` = rms(subject - truth) / rms(pytorch32 - truth); `max_ratio` likewise with the maximum.
     `passed` needs rms_ratio <= rms_bar and max_ratio <= max_bar; export.yardstick says what else, and how PyTorch's
-    error is taken where it is nearly zero. Bars of 0 ask for the same bytes.
+    error is taken where it is nearly zero. Bars of 0 ask for the same bytes. In a reduced precision the ratio is to
+    what the same roundings cost when emulated in float64, where that is more.
+
+    `share` is rms(subject - truth) / rms(truth), which must not exceed `share_bar` (0: nothing is asked of it).
     """
 
     subject: str
@@ -154,6 +157,8 @@ class ParityRecord:
     rms_bar: float
     max_bar: float
     passed: bool
+    share: float = 0.0
+    share_bar: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,16 @@ torch.nn.LSTM, an optional linear head behind. Knows no files and no ONNX.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from model.cell import EXACT, Activations, LayerWeights, State, linear, unroll
+from model.cell import EXACT, Arithmetic, LayerWeights, State, linear, unroll
 from model.weights import WeightsError, check_finite, check_shapes, core_spec, normalize
 
 
@@ -24,7 +26,7 @@ class Spec:
 
     Exactly one of `input_size` (vectors of F floats) and `vocabulary` (integer tokens below it) is given. An encoder
     turns the input into vectors of `encoder_size`; a vocabulary needs one. Without `output_size` there is no head
-    and the outputs are the last layer's h.
+    and the outputs are the last layer's h. With `proj_size` h has P features instead of H (as in torch.nn.LSTM).
     """
 
     hidden_size: int
@@ -34,6 +36,7 @@ class Spec:
     vocabulary: int | None = None
     encoder_size: int | None = None
     output_size: int | None = None
+    proj_size: int | None = None
 
     def __post_init__(self) -> None:
         if (self.input_size is None) == (self.vocabulary is None):
@@ -43,6 +46,8 @@ class Spec:
         for name, size in asdict(self).items():
             if size is not None and name != "bias" and (not isinstance(size, int) or size < 1):
                 raise WeightsError(f"{name} is {size!r}, and must be an integer of at least 1")
+        if self.proj_size is not None and self.proj_size >= self.hidden_size:
+            raise WeightsError(f"proj_size is {self.proj_size}, and must be below hidden_size, {self.hidden_size}")
 
     @property
     def core_size(self) -> int:
@@ -52,7 +57,12 @@ class Spec:
     @property
     def outputs(self) -> int:
         """O: features of one output."""
-        return self.output_size or self.hidden_size
+        return self.output_size or self.state_size
+
+    @property
+    def state_size(self) -> int:
+        """Features of h: P with a projection, H without; c always has H."""
+        return self.proj_size or self.hidden_size
 
     def to_json(self) -> str:
         """The spec as JSON text."""
@@ -68,7 +78,10 @@ class Spec:
 
 
 class LSTM(nn.Module):
-    """`forward(x, state) -> (y, state)`: x [B, T, F] or tokens [B, T] give y [B, T, O]; h and c are [B, L, H]."""
+    """`forward(x, state) -> (y, state)`: x [B, T, F] or tokens [B, T] give y [B, T, O]; h and c are [B, L, H].
+
+    With a projection h is [B, L, P].
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -78,8 +91,9 @@ class LSTM(nn.Module):
             self.encoder = nn.Embedding(spec.vocabulary, spec.encoder_size)
         elif spec.input_size is not None and spec.encoder_size is not None:
             self.encoder = nn.Linear(spec.input_size, spec.encoder_size)
-        self.lstm = nn.LSTM(spec.core_size, spec.hidden_size, spec.layers, bias=spec.bias, batch_first=True)
-        self.head = None if spec.output_size is None else nn.Linear(spec.hidden_size, spec.output_size)
+        sizes = (spec.core_size, spec.hidden_size, spec.layers)
+        self.lstm = nn.LSTM(*sizes, bias=spec.bias, batch_first=True, proj_size=spec.proj_size or 0)
+        self.head = None if spec.output_size is None else nn.Linear(spec.state_size, spec.output_size)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], spec: Spec | None = None) -> Self:
@@ -99,24 +113,31 @@ class LSTM(nn.Module):
 
     def zero_state(self, batch: int) -> State:
         """A new stream's state for `batch` streams: zeros [B, L, H], in the module's dtype."""
-        shape = (batch, self.spec.layers, self.spec.hidden_size)
-        weight = self.lstm.all_weights[0][1]
-        return State(weight.new_zeros(shape), weight.new_zeros(shape))
+        spec, weight = self.spec, self.lstm.all_weights[0][1]
+        sizes = (spec.state_size, spec.hidden_size)
+        return State(*(weight.new_zeros(batch, spec.layers, size) for size in sizes))
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Run all steps of x from `state` (None: zeros); the state given is left as it is."""
         h, c = state if state is not None else self.zero_state(x.shape[0])
         encoded = x if self.encoder is None else self.encoder(x)
         # nn.LSTM keeps layers in front of the batch even when batch_first is set: [L, B, H].
-        y, (h, c) = self.lstm(encoded, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
+        with nullcontext() if self.spec.proj_size is None else _without_a_warning():
+            y, (h, c) = self.lstm(encoded, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
         # y comes with its axes swapped in memory, which costs a wide head three times its time.
         return y if self.head is None else self.head(y.contiguous()), State(h.transpose(0, 1), c.transpose(0, 1))
 
     def layer_weights(self) -> list[LayerWeights]:
         """Each layer's weights, for the reference cell and for the exporter."""
-        return [LayerWeights(*weights) for weights in self.lstm.all_weights]
+        layers = []
+        for weights in self.lstm.all_weights:  # w_ih, w_hh, the biases if there are any, w_hr if there is one
+            w_ih, w_hh, *biases = weights
+            w_hr = None if self.spec.proj_size is None else biases.pop()
+            b_ih, b_hh = biases or (None, None)
+            layers.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr))
+        return layers
 
-    def reference(self, x: Tensor, state: State, activations: Activations = EXACT) -> tuple[Tensor, State]:
+    def reference(self, x: Tensor, state: State, arithmetic: Arithmetic = EXACT) -> tuple[Tensor, State]:
         """What `forward` gives, by the reference cell and in the dtype of the state: slow, and in float64 the truth."""
         dtype = state.h.dtype
 
@@ -127,15 +148,25 @@ class LSTM(nn.Module):
         if self.spec.vocabulary is not None:
             encoded = weights["encoder.weight"][x]
         elif self.encoder is not None:
-            encoded = linear(x.to(dtype), weights["encoder.weight"], weights["encoder.bias"])
+            encoded = linear(x.to(dtype), weights["encoder.weight"], weights["encoder.bias"], arithmetic)
         else:
             encoded = x.to(dtype)
         layers = [
-            LayerWeights(w_ih.to(dtype), w_hh.to(dtype), cast(b_ih), cast(b_hh))
-            for w_ih, w_hh, b_ih, b_hh in self.layer_weights()
+            LayerWeights(w_ih.to(dtype), w_hh.to(dtype), cast(b_ih), cast(b_hh), cast(w_hr))
+            for w_ih, w_hh, b_ih, b_hh, w_hr in self.layer_weights()
         ]
-        y, state = unroll(layers, encoded, state, activations)
-        return (y, state) if self.head is None else (linear(y, weights["head.weight"], weights["head.bias"]), state)
+        y, state = unroll(layers, encoded, state, arithmetic)
+        if self.head is None:
+            return y, state
+        return linear(y, weights["head.weight"], weights["head.bias"], arithmetic), state
+
+
+@contextmanager
+def _without_a_warning() -> Iterator[None]:
+    """PyTorch says that oneDNN has no projections: it takes its own kernel then, which is only slower."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        yield
 
 
 def infer_spec(weights: Mapping[str, Tensor]) -> Spec:
@@ -145,7 +176,13 @@ def infer_spec(weights: Mapping[str, Tensor]) -> Spec:
     """
     core = core_spec(weights)
     encoder, head = weights.get("encoder.weight"), weights.get("head.weight")
-    spec = Spec(hidden_size=core.hidden_size, layers=core.layers, bias=core.bias, input_size=core.input_size)
+    spec = Spec(
+        hidden_size=core.hidden_size,
+        layers=core.layers,
+        bias=core.bias,
+        input_size=core.input_size,
+        proj_size=core.proj_size,
+    )
     if encoder is not None and encoder.ndim == 2:
         if "encoder.bias" in weights:
             spec = replace(spec, input_size=encoder.shape[1], encoder_size=encoder.shape[0])

@@ -24,22 +24,23 @@ class WeightsError(ValueError):
 
 
 class UnsupportedLSTMError(WeightsError):
-    """A torch.nn.LSTM of a kind that isn't supported: bidirectional, or with a projection."""
+    """A torch.nn.LSTM of a kind that isn't supported: bidirectional."""
 
 
 class CoreSpec(NamedTuple):
-    """The sizes of the LSTM itself: F, H, L and whether it has biases."""
+    """The sizes of the LSTM itself: F, H, L, whether it has biases, and P where it projects its h."""
 
     input_size: int
     hidden_size: int
     layers: int
     bias: bool
+    proj_size: int | None = None
 
 
 def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under our names: the LSTM's keys under `lstm.`, whatever single prefix they had.
 
-    Raises UnsupportedLSTMError for bidirectional layers and projections, WeightsError for anything else unexpected.
+    Raises UnsupportedLSTMError for bidirectional layers, WeightsError for anything else unexpected.
     """
     strange = sorted(str(name) for name, value in state_dict.items() if not isinstance(value, Tensor))
     if strange:
@@ -75,19 +76,14 @@ def _refuse_unsupported(matches: Mapping[str, re.Match[str]]) -> None:
         raise UnsupportedLSTMError(
             f"bidirectional LSTM ({_listed(reverse)}): it reads a sequence from its end, which a stream doesn't have"
         )
-    projected = [name for name, match in matches.items() if match["kind"] == "weight_hr"]
-    if projected:
-        raise UnsupportedLSTMError(
-            f"LSTM with proj_size ({_listed(projected)}): the ONNX LSTM operator has no projection, so it isn't"
-            " supported yet"
-        )
 
 
 def core_spec(weights: Mapping[str, Tensor]) -> CoreSpec:
-    """Read F, H, L and bias from normalized weights; raises WeightsError where they don't belong to one LSTM."""
+    """Read F, H, L, bias and P from normalized weights; raises WeightsError where they don't belong to one LSTM."""
     layers = 1 + max(int(match["layer"]) for name in weights if (match := _LAYER_KEY.match(name)))
     bias = any(name.startswith(f"{CORE}bias_") for name in weights)
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")
+    projected = any(name.startswith(f"{CORE}weight_hr_") for name in weights)
+    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projected else [])]
     missing = [
         f"{CORE}{kind}_l{layer}" for layer in range(layers) for kind in kinds if f"{CORE}{kind}_l{layer}" not in weights
     ]
@@ -96,12 +92,25 @@ def core_spec(weights: Mapping[str, Tensor]) -> CoreSpec:
             f"keys missing: {_listed(missing)} (an LSTM of {layers} layers {'with' if bias else 'without'} biases)"
         )
     w_ih, w_hh = weights[f"{CORE}weight_ih_l0"], weights[f"{CORE}weight_hh_l0"]
+    if projected:
+        return _projected(w_ih, w_hh, weights[f"{CORE}weight_hr_l0"], layers, bias=bias)
     if w_ih.ndim != 2 or w_hh.ndim != 2 or w_hh.shape[0] != GATES * w_hh.shape[1]:
         raise WeightsError(
             f"weight_hh_l0 has shape {tuple(w_hh.shape)} and weight_ih_l0 {tuple(w_ih.shape)}: an LSTM's are [4H, H]"
             " and [4H, F] (3H would be a GRU's, H a plain RNN's)"
         )
     return CoreSpec(int(w_ih.shape[1]), int(w_hh.shape[1]), layers, bias)
+
+
+def _projected(w_ih: Tensor, w_hh: Tensor, w_hr: Tensor, layers: int, *, bias: bool) -> CoreSpec:
+    shapes = [tuple(weight.shape) for weight in (w_ih, w_hh, w_hr)]
+    fits = [len(shape) for shape in shapes] == [2, 2, 2] and shapes[1] == (GATES * shapes[2][1], shapes[2][0])
+    if not fits:
+        raise WeightsError(
+            f"weight_ih_l0 has shape {shapes[0]}, weight_hh_l0 {shapes[1]} and weight_hr_l0 {shapes[2]}: those of an"
+            " LSTM with proj_size are [4H, F], [4H, P] and [P, H]"
+        )
+    return CoreSpec(shapes[0][1], shapes[2][1], layers, bias, shapes[2][0])
 
 
 def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

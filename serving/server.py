@@ -35,6 +35,8 @@ STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn
 _ADMIN_THREADS = 64  # started when needed; a call that sends nothing holds one until its deadline
 _LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
 
+_GPU_PRECISIONS = frozenset({"tf32", "fp16"})  # what a CPU computes in float32
+
 log = structlog.get_logger(__name__)
 
 
@@ -129,6 +131,13 @@ class Server:
         problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)
         if problem is not None:
             log.warning("serving unproved", problem=problem)
+        if engine.contract.precision in _GPU_PRECISIONS:
+            log.warning(
+                "a model for GPUs runs on the CPU: right, and no faster than in fp32",
+                model=artifact.name,
+                version=artifact.version,
+                precision=engine.contract.precision,
+            )
         lane = Lane(
             artifact.name,
             artifact.version,
@@ -138,7 +147,13 @@ class Server:
             clock=self._clock,
         )
         lane.warm_up()
-        log.info("model loaded", model=lane.name, version=lane.version, seconds=round(self._clock() - started, 3))
+        log.info(
+            "model loaded",
+            model=lane.name,
+            version=lane.version,
+            precision=engine.contract.precision,
+            seconds=round(self._clock() - started, 3),
+        )
         return lane
 
 

@@ -17,11 +17,14 @@ from bench.parity_served import SUBJECT, served
 from bench.parity_suite import Outcome, run, table_of
 from bench.server_process import server
 from export import artifact, faults
+from export.parity import EMULATED
+from export.precision import Precision
 from model.lstm import Spec
 
 CASES = [
     GridCase("vectors", (1, 12), Spec(input_size=3, hidden_size=5, layers=2), 3.0),
     GridCase("tokens", (3,), Spec(vocabulary=11, encoder_size=3, hidden_size=6, output_size=4)),
+    GridCase("reduced", (3,), Spec(input_size=3, hidden_size=5, proj_size=2), reduced=Precision.INT8),
 ]
 SUBJECTS = {
     "nn.LSTM float64",
@@ -47,10 +50,16 @@ def outcome() -> Outcome:
 def test_the_chain_is_complete(outcome: Outcome) -> None:
     """Every form of both models is compared, the answers over gRPC among them, and everything passes."""
     assert outcome.passed
-    for records in outcome.records.values():
-        assert {record.subject for record in records} == SUBJECTS
+    for name, records in outcome.records.items():
+        reduced = {EMULATED} if name == "reduced" else set()
+        without = {"model.onnx, by onnx's own evaluator"} if name == "reduced" else set()
+        assert {record.subject for record in records} == (SUBJECTS | reduced) - without
         assert {record.initial for record in records} == {"zero", "non-zero"}
-    assert outcome.controls.keys() == {fault.name for fault in faults.FAULTS}
+    assert outcome.controls.keys() == {name for name, *_ in parity_suite.plantable()}
+    for kind in ("", ", projected", ", int8", ", tf32", ", fp16"):
+        assert f"two gates swapped{kind}" in outcome.controls
+    planted = {fault.name for _, fault, *_ in parity_suite.plantable()}
+    assert planted == {fault.name for fault in faults.FAULTS}
     assert all(outcome.invariances.values())
 
 
@@ -59,12 +68,12 @@ def test_the_table_and_the_page_say_it(outcome: Outcome) -> None:
     console = Console(width=80, record=True, file=None)
     with console.capture() as shown:
         console.print(table_of(outcome))
-    lines = [line for line in shown.get().splitlines() if line.strip().startswith(("vectors", "tokens"))]
-    assert len(lines) == 2
+    lines = [line for line in shown.get().splitlines() if line.strip().startswith(("vectors", "tokens", "reduced"))]
+    assert len(lines) == 3
     assert all("equal" in line and line.strip().endswith("ok") for line in lines)
     text = suite_page(outcome.records, outcome.invariances, outcome.controls)
     assert text.count("<svg") == 3
-    assert "2 of 2 equal" in text
+    assert "3 of 3 equal" in text
     assert not re.search(r"https?://|<script|<link|<img|@import|url\(", text)
 
 
@@ -90,6 +99,8 @@ def test_the_grid_covers_what_it_promises() -> None:
     for cases in (quick, full):
         specs = [case.spec for case in cases if case.spec is not None]
         assert {1, 7, 131, 512, 1024} <= {spec.hidden_size for spec in specs}
+        assert {None, 1, 3} <= {spec.proj_size for spec in specs}
+        assert {case.precision for case in cases} == set(Precision)
         assert {1, 2, 3} <= {spec.layers for spec in specs}
         assert {True, False} == {spec.bias for spec in specs}
         assert {1.0, 3.0} == {case.gain for case in cases}

@@ -11,6 +11,7 @@ import torch
 from onnx import ModelProto
 
 from export import pipeline
+from export.precision import Precision
 from model.checkpoint import Checkpoint
 from model.contract import Contract
 from model.lstm import LSTM, Spec
@@ -18,6 +19,7 @@ from model.lstm import LSTM, Spec
 VECTORS = Spec(input_size=5, hidden_size=7, layers=2)
 TOKENS = Spec(vocabulary=11, encoder_size=3, hidden_size=6, output_size=4)
 ENCODED = Spec(input_size=5, encoder_size=3, hidden_size=4, layers=3, bias=False, output_size=2)
+PROJECTED = Spec(input_size=5, hidden_size=7, layers=2, proj_size=3)
 SINGLE = Spec(input_size=1, hidden_size=1)
 SPECS = [VECTORS, TOKENS, ENCODED, SINGLE]
 
@@ -44,11 +46,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[LSTM], Written]:
+def write(tmp_path: Path) -> Callable[..., Written]:
     """Write both graphs of a module into the test's folder, structure checks included."""
 
-    def written(module: LSTM) -> Written:
-        model, contract = pipeline._write_portable(Checkpoint(module), tmp_path, "test")
+    def written(module: LSTM, precision: Precision = Precision.FP32) -> Written:
+        model, contract = pipeline._write_portable(Checkpoint(module), tmp_path, "test", precision)
         resident = pipeline._write_resident(model, contract, tmp_path)
         return Written(module, tmp_path, contract, model, resident)
 

@@ -11,8 +11,10 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 from export import artifact, checks
+from export.precision import Precision
+from export.time_scan import body_of, is_time_scan
 from model.lstm import LSTM
-from tests.export.conftest import SPECS, VECTORS, Written, seeded
+from tests.export.conftest import PROJECTED, SPECS, VECTORS, Written, seeded
 
 
 def freeze_time(model: ModelProto) -> None:
@@ -129,3 +131,79 @@ def test_shape_inference_names_batch_and_time(spec: object, write: Callable[[LST
     inferred = onnx.shape_inference.infer_shapes(written.model, strict_mode=True, data_prop=True)
     y = inferred.graph.output[0].type.tensor_type.shape
     assert [dim.dim_param for dim in y.dim[:2]] == ["batch", "time"]
+
+
+def _scan(model: ModelProto) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if is_time_scan(node))
+
+
+def capture_an_activation(model: ModelProto) -> None:
+    """Let a Scan take something from outside that isn't a weight."""
+    scan = _scan(model)
+    body_of(scan).node[0].input[1] = scan.input[2]
+
+
+def another_scan(model: ModelProto) -> None:
+    """Let a Scan be somebody else's."""
+    body_of(_scan(model)).name = "theirs"
+
+
+def loop_within(model: ModelProto) -> None:
+    """Hide control flow inside a Scan of ours."""
+    body_of(_scan(model)).node.append(helper.make_node("If", ["front_axis"], ["hidden"], name="hidden"))
+
+
+def slice_within(model: ModelProto) -> None:
+    """Cut an activation where nothing needs cutting."""
+    body_of(_scan(model)).node.append(helper.make_node("Slice", ["lstm.0.step.y"] * 3, ["cut"], name="cut"))
+
+
+@pytest.mark.parametrize("fault", [capture_an_activation, another_scan, loop_within, slice_within])
+def test_only_our_own_scans_are_let_through(fault: Callable[[ModelProto], None], write: Callable[..., Written]) -> None:
+    """A Scan over time may be there, but no other control flow, and it takes weights from outside and nothing else."""
+    written = write(seeded(PROJECTED))
+    checks.check_operators(checks.portable_subject(written.folder / artifact.MODEL, written.model, written.contract))
+    fault(written.model)
+    with pytest.raises(checks.StructureError, match=r"doesn't belong here|isn't a weight"):
+        checks.check_operators(
+            checks.portable_subject(written.folder / artifact.MODEL, written.model, written.contract)
+        )
+
+
+def test_operators_outside_the_standard_are_for_int8_alone(write: Callable[..., Written]) -> None:
+    """8-bit products are the one operator of another domain, and only a contract that says int8 may have it."""
+    written = write(seeded(VECTORS), Precision.INT8)
+    for precision in ("fp32", "tf32", "fp16"):
+        contract = replace(written.contract, precision=precision)
+        subject = checks.portable_subject(written.folder / artifact.MODEL, written.model, contract)
+        with pytest.raises(checks.StructureError, match="opsets"):
+            checks.check_opset(subject)
+    subject = checks.portable_subject(written.folder / artifact.MODEL, written.model, written.contract)
+    checks.check_opset(subject)
+    node = helper.make_node("DynamicQuantizeLSTM", [], [], name="theirs", domain="com.microsoft")
+    written.model.graph.node.append(node)
+    with pytest.raises(checks.StructureError, match="DynamicQuantizeLSTM"):
+        checks.check_opset(subject)
+
+
+def test_an_unknown_precision_is_refused_by_name(write: Callable[..., Written]) -> None:
+    """What the contract calls int4 is nothing that this version can prove."""
+    written = write(seeded(VECTORS))
+    contract = replace(written.contract, precision="int4")
+    subject = checks.portable_subject(written.folder / artifact.MODEL, written.model, contract)
+    with pytest.raises(checks.StructureError, match="'int4' is none of fp32, int8, tf32, fp16"):
+        checks.check_opset(subject)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_shapes_of_cells_are_inferred(precision: Precision, write: Callable[..., Written]) -> None:
+    """Within Scans and behind 8-bit products, strict inference still finds batch and time free and sizes fixed."""
+    written = write(seeded(PROJECTED), precision)
+    for model in (written.model, written.resident):
+        bare = ModelProto()
+        bare.CopyFrom(model)
+        for value in bare.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
+        y = inferred.graph.output[0].type.tensor_type.shape
+        assert [dim.dim_param or dim.dim_value for dim in y.dim] == ["batch", "time", 3]

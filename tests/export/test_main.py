@@ -11,6 +11,8 @@ import torch
 
 from export import __main__ as command
 from export import artifact, parity, pipeline, portable
+from export.parity import EMULATED
+from export.precision import Precision
 from export.resident import ResidentError
 from model import checkpoint
 from model.contract import certificate_to_plain
@@ -66,6 +68,62 @@ def test_an_export_and_a_second_proof(weights: Path, tmp_path: Path, capsys: pyt
     assert export("prove", out / "letters") == 0
     assert "proved again" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("precision", ["int8", "tf32", "fp16"])
+def test_a_reduced_precision_says_what_it_costs(
+    precision: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Contract, table, page and certificate say the precision, its bar and what never ran; it proves again alone."""
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "letters", "--out", out, "--precision", precision) == 0
+    shown = capsys.readouterr().out
+    assert f"{precision}: {Precision(precision).terms.means}" in shown
+    assert "and the limit is" in shown
+    folder = out / "letters" / "1"
+    _, contract = artifact.read_graph(folder / artifact.RESIDENT, weights=False)
+    assert contract.precision == precision
+    assert {state.dtype for state in contract.states} == {"float32"}
+    assert contract.certificate is not None
+    assert contract.certificate.not_checked[0] == Precision(precision).terms.not_checked[0]
+    judged = [record for record in contract.certificate.records if record.share_bar > 0]
+    assert {record.subject for record in judged} >= {EMULATED, artifact.MODEL, artifact.RESIDENT}
+    assert max(record.share for record in judged) <= Precision(precision).terms.share
+    assert min(contract.certificate.controls.values()) > 1
+    page = (folder / artifact.PAGE).read_text()
+    assert "emulated in float64" in page
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert export("prove", out / "letters") == 0
+    shown = capsys.readouterr().out
+    assert "proved again by" in shown
+    assert ("their own" in shown) == (precision != "tf32")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_eight_bit_weights_that_were_changed_are_not_proved(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One changed byte of scales is found by the digest."""
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "a", "--out", out, "--precision", "int8") == 0
+    data = out / "a" / "1" / artifact.WEIGHTS
+    data.write_bytes(data.read_bytes()[:-1] + b"\x01")
+    capsys.readouterr()
+    assert export("prove", out / "a") == 1
+    assert "was changed: its digest" in capsys.readouterr().err
+
+
+def test_a_projected_lstm_from_a_pt_file(tmp_path: Path) -> None:
+    """The state dict of a torch.nn.LSTM with proj_size is exported and proved, h and c of their own sizes."""
+    torch.manual_seed(0)
+    torch.save(torch.nn.LSTM(3, 5, 2, proj_size=2).state_dict(), tmp_path / "theirs.pt")
+    assert export(tmp_path / "theirs.pt", "--name", "theirs", "--out", tmp_path / "artifacts") == 0
+    _, contract = artifact.read_graph(tmp_path / "artifacts/theirs/1/resident.onnx", weights=False)
+    assert [(state.input, state.shape) for state in contract.states] == [("h", (2, 2)), ("c", (2, 5))]
+    assert contract.precision == "fp32"
+    assert contract.certificate is not None
+    assert "units of the projection shifted" in contract.certificate.controls
+    assert export("prove", tmp_path / "artifacts" / "theirs") == 0
 
 
 def test_versions_count_up_and_never_change(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,17 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from export import artifact, parity, portable, resident, samples
-from export.parity import Levels
+from export.parity import EMULATED, Levels
+from export.precision import Precision
+from export.quantization import dequantize, quantize
 from export.samples import NON_ZERO, ZERO
 from export.yardstick import difference
 from model.contract import ParityRecord
 from model.lstm import LSTM, Spec
-from tests.export.conftest import ENCODED, SINGLE, TOKENS, VECTORS, Written, seeded
+from tests.export.conftest import ENCODED, PROJECTED, SINGLE, TOKENS, VECTORS, Written, seeded
 
 FAR = 25.0  # times the bar
+PROJECTED_WIDE = Spec(input_size=3, hidden_size=131, proj_size=40, layers=2, bias=False)
 
 
 def levels_of(written: Written, module: LSTM | None = None) -> Levels:
@@ -58,6 +62,42 @@ def test_honest_exports_pass(spec: Spec, gain: float, write: Callable[[LSTM], Wr
     records = records_at(levels, 1, 10, 50) + levels.bit_for_bit(0, most_steps=5)
     assert [record for record in records if not record.passed] == []
     assert {record.tensor for record in records} == {"y", "h_out", "c_out"}
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("spec", [SINGLE, TOKENS, PROJECTED, PROJECTED_WIDE], ids=str)
+def test_every_precision_passes_by_its_own_bar(
+    spec: Spec, precision: Precision, gain: float, write: Callable[..., Written]
+) -> None:
+    """Projections and reduced products pass, each byte the same in ragged batches; at gain 1 within the share."""
+    module = seeded(spec)
+    for parameter in module.parameters():
+        parameter.mul_(gain)
+    levels = levels_of(write(module, precision))
+    records = records_at(levels, 1, 30)
+    assert [record for record in records + levels.bit_for_bit(0, most_steps=5) if not record.passed] == []
+    ours = [record for record in records if not record.subject.startswith("nn.LSTM")]
+    assert {record.subject == EMULATED for record in ours} == ({False, True} if precision.reduced else {False})
+    if gain == 1.0:
+        assert {record.share_bar for record in ours} == {precision.terms.share}
+
+
+def test_a_coarser_precision_fails_a_finer_ones_bar(write: Callable[..., Written]) -> None:
+    """8-bit weights in a graph that calls itself tf32 are far over the bar, and over the share that TF32 may cost."""
+    written = write(seeded(VECTORS))
+    model = portable.build(seeded(VECTORS))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith((".W", ".R")):
+            (weight,) = numpy_helper.to_array(tensor)
+            rounded = dequantize(quantize(weight), weight.shape[1])[None].astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    forged = replace(written.contract, precision="tf32")
+    rewrite(written._replace(contract=forged), model)
+    levels = Levels(written.module, written.folder, (artifact.MODEL, artifact.RESIDENT), forged)
+    records = [r for r in levels.against_truth(10, NON_ZERO) if r.subject == artifact.MODEL and r.tensor == "y"]
+    assert [record.passed for record in records] == [False]
+    assert records[0].share > records[0].share_bar == Precision.TF32.terms.share
 
 
 def test_all_batches_make_a_certificate(write: Callable[[LSTM], Written]) -> None:

@@ -106,3 +106,42 @@ def test_bits_are_bits() -> None:
         given = {"answer": {"y": answer}, "truth": {"y": exact}}
         (record,) = compare_bits(subject="it", sample=sample, truth_name="itself", **given)
         assert record.passed is passed
+
+
+def reduced(answer: float, emulated: float, share: float = 0.02) -> ParityRecord:
+    """One record of an answer in a reduced precision, both errors given as shares of the truth's size."""
+    noise = np.random.default_rng(4).standard_normal(TRUTH.shape)
+    yardstick = Yardstick(
+        {"y": tally(TRUTH)},
+        {"y": tally(0 * TRUTH)},
+        {"y": tally(0 * TRUTH)},
+        {"y": 1},
+        emulated={"y": tally(emulated * noise)},
+        share=share,
+    )
+    answers = {"y": tally(answer * noise)}
+    (record,) = compare(subject="it", case=Case(1, ZERO), answer=answers, yardstick=yardstick, double=False)
+    return record
+
+
+def test_a_reduced_precision_is_measured_by_its_own_roundings() -> None:
+    """Errors are multiples of the emulation's: twice passes, three times fails, however small all of them are."""
+    assert reduced(0.006, 0.004).rms_ratio == pytest.approx(1.5)
+    assert reduced(0.006, 0.004).passed
+    assert not reduced(0.012, 0.004).passed
+    assert not reduced(1.2e-5, 4e-6).passed
+    assert reduced(1e-8, 0.0).passed  # what float32 rounds is no error, even where the emulation has none
+
+
+def test_a_share_has_a_limit_until_the_emulation_is_over_it() -> None:
+    """Within the ratio's bar an error over the limit still fails; a net that amplifies is left to the ratio."""
+    over = reduced(0.024, 0.014)
+    assert over.rms_ratio < 2
+    assert over.share > over.share_bar == 0.02
+    assert not over.passed
+    wild = reduced(0.5, 0.4)
+    assert wild.share_bar > 0.5
+    assert wild.passed
+    assert not reduced(0.9, 0.4).passed
+    near = reduced(0.0201, 0.0199)  # as close to its emulation as can be: no hair's breadth decides
+    assert near.passed

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from model import checkpoint
 from model.lstm import LSTM, Spec
 
-SPEC = Spec(vocabulary=5, encoder_size=2, hidden_size=3, layers=2, output_size=5)
+SPEC = Spec(vocabulary=5, encoder_size=2, hidden_size=3, layers=2, output_size=5, proj_size=2)
 
 
 @pytest.fixture

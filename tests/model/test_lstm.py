@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ SPECS = [
     Spec(input_size=5, encoder_size=3, hidden_size=4, output_size=2),
     Spec(vocabulary=11, encoder_size=3, hidden_size=4, layers=2, output_size=11),
     Spec(vocabulary=11, encoder_size=3, hidden_size=4, bias=False),
+    Spec(input_size=5, encoder_size=3, hidden_size=4, proj_size=1, bias=False, layers=2, output_size=2),
 ]
 
 
@@ -30,11 +33,12 @@ def test_forward_gives_outputs_and_state_batch_first(spec: Spec) -> None:
     """Outputs are [B, T, O], states [B, L, H], and the state that was given is left alone."""
     torch.manual_seed(0)
     module = LSTM(spec)
-    before = State(*(torch.randn(3, spec.layers, spec.hidden_size) for _ in range(2)))
+    before = State(*(torch.randn(3, spec.layers, size) for size in (spec.state_size, spec.hidden_size)))
     given = State(before.h.clone(), before.c.clone())
     y, state = module(sample(spec, 3, 4), given)
     assert y.shape == (3, 4, spec.outputs)
-    assert state.h.shape == state.c.shape == (3, spec.layers, spec.hidden_size)
+    assert state.h.shape == (3, spec.layers, spec.state_size)
+    assert state.c.shape == (3, spec.layers, spec.hidden_size)
     assert torch.equal(given.h, before.h)
     assert torch.equal(given.c, before.c)
 
@@ -86,17 +90,39 @@ def bidirectional() -> dict[str, torch.Tensor]:
     return dict(torch.nn.LSTM(2, 3, bidirectional=True).state_dict())
 
 
-def projected() -> dict[str, torch.Tensor]:
-    """The weights of an LSTM with a projection."""
-    return dict(torch.nn.LSTM(2, 3, proj_size=2).state_dict())
+def projected(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The weights of an LSTM with a projection, some replaced."""
+    return {**torch.nn.LSTM(2, 5, 2, proj_size=3).state_dict(), **changes}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_projected_lstm_under_its_own_keys(bias: bool) -> None:
+    """The state dict of a torch.nn.LSTM with proj_size gives its sizes, and a module and reference that agree."""
+    torch.manual_seed(0)
+    theirs = torch.nn.LSTM(6, 7, 2, batch_first=True, proj_size=3, bias=bias).double()
+    module = LSTM.from_state_dict(theirs.state_dict()).double()
+    assert (module.spec.proj_size, module.spec.hidden_size, module.spec.bias) == (3, 7, bias)
+    assert (module.spec.state_size, module.spec.outputs) == (3, 3)
+    theirs.load_state_dict({name.removeprefix("lstm."): value for name, value in module.state_dict().items()})
+    x = torch.randn(2, 9, 6).double()
+    h, c = torch.randn(2, 2, 3).double(), torch.randn(2, 2, 7).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oneDNN has no projections
+        y, (h_out, c_out) = theirs(x, (h, c))
+    for way in (module.forward, module.reference):
+        found, state = way(x, State(h.transpose(0, 1), c.transpose(0, 1)))
+        torch.testing.assert_close(found, y, rtol=0, atol=1e-14)
+        torch.testing.assert_close(state.h, h_out.transpose(0, 1), rtol=0, atol=1e-14)
+        torch.testing.assert_close(state.c, c_out.transpose(0, 1), rtol=0, atol=1e-14)
+    assert [tuple(part.shape) for part in module.zero_state(4)] == [(4, 2, 3), (4, 2, 7)]
 
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [(bidirectional(), "bidirectional.*weight_ih_l0_reverse"), (projected(), "proj_size.*weight_hr_l0.*no projection")],
+    [(bidirectional(), "bidirectional.*weight_ih_l0_reverse")],
 )
 def test_unsupported_kinds_are_named(weights: dict[str, torch.Tensor], words: str) -> None:
-    """A bidirectional or projected LSTM is refused by its kind, with the keys that gave it away."""
+    """A bidirectional LSTM is refused by its kind, with the keys that gave it away."""
     with pytest.raises(UnsupportedLSTMError, match=words):
         LSTM.from_state_dict(weights)
 
@@ -125,6 +151,9 @@ def changed(**changes: object) -> dict[str, object]:
         (changed(weight_hh_l1=torch.full((12, 3), float("nan"))), "NaN or infinity in lstm.weight_hh_l1"),
         (changed(bias_ih_l0=torch.zeros(12, dtype=torch.int64)), "not floating point: lstm.bias_ih_l0"),
         (changed(epoch=3), "not tensors: epoch"),
+        (projected(weight_hr_l0=torch.zeros(3, 4)), r"weight_hr_l0 \(3, 4\).*proj_size are.*\[P, H\]"),
+        (projected(weight_hr_l1=torch.zeros(2, 5)), r"weight_hr_l1 has shape \(2, 5\) where \(3, 5\)"),
+        ({k: v for k, v in projected().items() if k != "weight_hr_l1"}, "missing: lstm.weight_hr_l1"),
         ({f"{p}.weight_ih_l0": torch.zeros(4, 1) for p in "ab"}, "several LSTMs under the prefixes 'a.', 'b.'"),
     ],
 )
@@ -142,6 +171,8 @@ def test_weights_that_make_no_lstm_are_refused_by_name(weights: dict[str, object
         {"hidden_size": 1, "vocabulary": 2},
         {"hidden_size": 0, "input_size": 1},
         {"hidden_size": 1, "input_size": 1, "layers": -1},
+        {"hidden_size": 3, "input_size": 1, "proj_size": 3},
+        {"hidden_size": 3, "input_size": 1, "proj_size": 0},
     ],
 )
 def test_impossible_specs_are_refused(sizes: dict[str, int]) -> None:
