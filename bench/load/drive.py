@@ -160,7 +160,7 @@ class Closed:
 
 
 def moments(sessions: int, rate: float, seed: int) -> Iterator[tuple[int, int]]:
-    """(ns from the start, session), in order: `rate` messages per second in all, each session evenly, from any phase."""
+    """(ns from the start, session), in order: `rate` messages per second in all, each session evenly."""
     period = sessions / rate * 1e9
     generator = random.Random(seed)
     phases = sorted((generator.random() * period, session) for session in range(sessions))

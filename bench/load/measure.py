@@ -74,6 +74,7 @@ def measure(job: Job, course: Course) -> Result:
             run.close()
         return result
     finally:
+        gc.unfreeze()
         gc.enable()
         net.close()
 
