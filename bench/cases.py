@@ -35,17 +35,17 @@ class Case:
 
     @property
     def shape(self) -> str:
-        """The shape in words, without the server."""
+        """The shape in words, without the server: on one connection unless it says otherwise."""
         if self.multiplex:
             return f"{self.streams} streams in one message"
         steps = "" if self.steps_per_message == 1 else f", {self.steps_per_message} steps a message"
-        return f"{self.streams} stream{'s' * (self.streams > 1)}{steps}, {self._connected}"
+        return f"{self.streams} stream{'s' * (self.streams > 1)}{steps}{self._connected}"
 
     @property
     def _connected(self) -> str:
         if self.connections == 1:
-            return "1 connection"
-        return "a connection each" if self.connections == self.streams else f"{self.connections} connections"
+            return ""
+        return ", a connection each" if self.connections == self.streams else f", {self.connections} connections"
 
     def of(self, peer: Peer) -> Case:
         """The same on another server."""

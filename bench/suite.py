@@ -37,6 +37,7 @@ CURVE = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # of what each server does flat out
 CEILING_SECONDS = 0.05  # for each (B, T)
 FAIR_ROUNDS = 3
 _VERSIONS = ("grpcio", "protobuf", "onnxruntime", "numpy", "uvloop")
+_PAPER = 140  # columns, where it isn't a terminal's
 _ABOUT = 36  # measurements of the studies; the searches among them can't be counted beforehand
 
 
@@ -162,6 +163,8 @@ def main() -> int:
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE.json", help="measure nothing, show this")
     options = parser.parse_args()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PAPER
     try:
         if options.source is not None:
             found, path = document.load(options.source), options.source

@@ -28,7 +28,7 @@ class Grid:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold")
         for place, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if place else "left")
+            table.add_column(name, justify="right" if place else "left", no_wrap=not place)
         for row in self.rows:
             table.add_row(*row)
         return table
