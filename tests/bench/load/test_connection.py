@@ -129,6 +129,22 @@ def test_messages_wait_for_the_windows() -> None:
     assert h2.events.StreamEnded in kinds(pair)
 
 
+def test_small_messages_wait_too() -> None:
+    """Of one call for its window, of many calls for the connection's, though each would fit by itself."""
+    pair = Pair(INITIAL_WINDOW_SIZE=1000)
+    pair.carry()
+    calls = [pair.client.open("/s/M", Notes()) for _ in range(100)]
+    for _ in range(11):
+        pair.client.send(calls[0], prefixed(b"x" * 95))
+    pair.carry()
+    assert len(pair.received) == 1000
+    for call in calls[1:]:
+        for _ in range(9):
+            pair.client.send(call, prefixed(b"x" * 95))
+    pair.carry()  # h2 would raise if the connection's 65,535 were passed
+    assert len(pair.received) == frames.FIRST_WINDOW
+
+
 def test_a_wider_window_for_all_calls_lets_go_what_waits() -> None:
     """SETTINGS change the windows of calls that are open."""
     pair = Pair(INITIAL_WINDOW_SIZE=10)

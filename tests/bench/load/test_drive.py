@@ -115,6 +115,14 @@ def test_open_loop_keeps_its_plan() -> None:
     assert max(run.latencies) <= 2 * MS + 1
 
 
+def test_answers_are_for_the_oldest_messages() -> None:
+    """With five under way at once each still takes its own time."""
+    net = Fake(5 * MS)
+    run = start(net, Open(net, 1000))
+    run.go_on(net.now + 100 * MS)
+    assert {latency // MS for latency in run.latencies} == {5}
+
+
 def test_open_loop_counts_the_time_that_a_message_could_not_be_sent() -> None:
     """A generator (or server) that stalls for 50 ms delays messages; they are late by it, not lost from sight."""
     net = Fake(MS)
