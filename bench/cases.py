@@ -11,9 +11,9 @@ class Peer(StrEnum):
 
     OURS = "ours"
     ECHO = "echo"  # bench/peers/echo.py: our wire and nothing else
-    AIO_ECHO = "echo, grpc.aio + uvloop"
-    NAIVE = "session.run per message, grpc.aio"
-    NAIVE_UVLOOP = "session.run per message, grpc.aio + uvloop"
+    AIO_ECHO = "echo, uvloop"
+    NAIVE = "a run per message, grpc.aio"
+    NAIVE_UVLOOP = "a run per message, uvloop"
 
     @property
     def computes(self) -> bool:

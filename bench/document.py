@@ -26,6 +26,7 @@ class Document:
     machine: str
     versions: Mapping[str, str]
     seconds: float  # that it took
+    load: float  # the machine's load average before it began: what else was running
     rounds: tuple[Round, ...]
     curves: tuple[Sample, ...] = ()
     fairness: tuple[Fairness, ...] = ()
@@ -55,7 +56,7 @@ def load(path: Path) -> Document:
     if plain.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {plain.get('schema')!r}; this code reads {SCHEMA}")
     return Document(
-        **{name: plain[name] for name in ("date", "commit", "machine", "versions", "seconds")},
+        **{name: plain[name] for name in ("date", "commit", "machine", "versions", "seconds", "load")},
         rounds=tuple(from_plain(plain["rounds"])),
         curves=tuple(sample_from_plain(item) for item in plain["curves"]),
         fairness=tuple(Fairness(**item) for item in plain["fairness"]),

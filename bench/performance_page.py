@@ -7,6 +7,7 @@ from pathlib import Path
 from bench import charts
 from bench.cases import Peer
 from bench.document import Document
+from bench.samples import by_case
 from bench.tables import breakdown_cells, grids
 
 PAGE = "performance.md"
@@ -19,8 +20,9 @@ def measured(found: Document, source: Path) -> str:
     """The part between the marks."""
     versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
     where = f"Measured on {found.date[:10]} at commit {found.commit}: {found.machine}; {versions}"
+    others = f"load average {found.load} before they began, from other programs"
     parts = [
-        f"{where}; {len(found.rounds)} rounds. All figures: [{source.name}](../{source.as_posix()}).",
+        f"{where}; {len(found.rounds)} rounds; {others}. All figures: [{source.name}](../{source.as_posix()}).",
         f"![where each microsecond goes]({BARS})",
     ]
     if found.curves:
@@ -34,8 +36,9 @@ def pictures(found: Document) -> dict[str, str]:
     made = {BARS: charts.stacked(breakdown_cells(found.rounds), PARTS, title="Server's processor time per step, µs")}
     if found.curves:
         curves: dict[str, list[tuple[float, float, float]]] = {}
+        samples = by_case(found.curves)
         for peer in (Peer.OURS, Peer.NAIVE_UVLOOP):
-            line = [(item.steps_per_second, item.p50, item.p99) for item in found.curves if item.case.peer is peer]
+            line = [(item.steps_per_second, item.p50, item.p99) for item in samples if item.case.peer is peer]
             if line:
                 curves[peer] = line
         made[CURVES] = charts.latencies(curves, title="64 streams, open loop: latency over throughput")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.cases import Case, Peer
@@ -70,6 +70,18 @@ def over(rounds: Sequence[Round], case: Case, read: Callable[[Sample], float | N
     samples = (round_.find(case) for round_ in rounds)
     values = (None if sample is None else read(sample) for sample in samples)
     return spread(value for value in values if value is not None)
+
+
+def by_case(samples: Iterable[Sample]) -> list[Sample]:
+    """One sample for each case, with the medians of all of its: of open loops, which have rounds of their own."""
+    grouped: dict[Case, list[Sample]] = {}
+    for sample in samples:
+        grouped.setdefault(sample.case, []).append(sample)
+    names = ("steps_per_second", "p50", "p99", "p999", "server_cpu", "load_cpu", "unanswered")
+    return [
+        replace(same[0], **{name: statistics.median(getattr(one, name) for one in same) for name in names})
+        for same in grouped.values()
+    ]
 
 
 def from_plain(plain: Sequence[dict[str, Any]]) -> list[Round]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import os
 import subprocess
 import sys
 import time
@@ -33,11 +34,12 @@ from export import machine
 
 RESULTS = Path("bench/results")
 DOCS = Path("docs")
-CURVE = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # of what each server does flat out
+CURVE = (0.2, 0.5, 0.7, 0.8, 0.9, 1.0)  # of what each server does flat out
+CURVE_ROUNDS = 3
 CEILING_SECONDS = 0.05  # for each (B, T)
 FAIR_ROUNDS = 3
 _VERSIONS = ("grpcio", "protobuf", "onnxruntime", "numpy", "uvloop")
-_PAPER = 140  # columns, where it isn't a terminal's
+_PAPER = 150  # columns, where it isn't a terminal's
 _ABOUT = 36  # measurements of the studies; the searches among them can't be counted beforehand
 
 
@@ -55,7 +57,7 @@ class Plan:
     @property
     def measurements(self) -> int:
         """For the progress bar."""
-        return self.rounds * (len(self.cases) + 1) + self.studies * (_ABOUT + 2 * len(CURVE))
+        return self.rounds * (len(self.cases) + 1) + self.studies * (_ABOUT + 2 * len(CURVE) * CURVE_ROUNDS)
 
 
 QUICK = Plan(tuple(quick()), rounds=2, warm_up=0.3, seconds=0.8, chunks=(1, 16), studies=False)
@@ -124,7 +126,7 @@ class Bench:
             self.tell(f"fairness, round {number + 1}")
             fair.append(studies.fairness(made[Peer.OURS], self.artifact, 2.0))
         return {
-            "curves": tuple(self._sample(case, made) for case in asked),
+            "curves": tuple(self._sample(case, made, number) for number in range(CURVE_ROUNDS) for case in asked),
             "fairness": tuple(fair),
             "sustained": tuple(studies.sustained(peer, made[peer], self.artifact, 1.5, self.tell) for peer in compared),
         }
@@ -138,7 +140,7 @@ def measure(plan: Plan, console: Console) -> Document:
         tell("making the model, once")
         artifact = model.artifact()
         course_of(artifact)
-        started = time.monotonic()
+        started, load = time.monotonic(), os.getloadavg()[0]
         found = Bench(plan, artifact, tell).run()
     return Document(
         date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -146,6 +148,7 @@ def measure(plan: Plan, console: Console) -> Document:
         machine=machine.describe(),
         versions={name: version(name) for name in _VERSIONS},
         seconds=round(time.monotonic() - started, 1),
+        load=round(load, 1),
         **found,
     )
 

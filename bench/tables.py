@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bench.cases import Case, Peer
 from bench.document import Document
-from bench.samples import Round, Sample, Spread, over, spread
+from bench.samples import Round, Sample, Spread, by_case, over, spread
 from bench.studies import PERIOD, median
 from bench.targets import TIMES, Target, compute, transport
 
@@ -200,9 +200,9 @@ def curves_grid(samples: Sequence[Sample]) -> Grid:
             number(item.p99),
             number(item.p999),
             number(item.server_cpu),
-            f"{item.unanswered:,}",
+            f"{item.unanswered:,.0f}",
         )
-        for item in samples
+        for item in by_case(samples)
         if item.case.rate is not None
     )
     names = ("64 streams, 1 connection", "steps/s", "p50, µs", "p99", "p99.9", "server, µs a step", "unanswered")
@@ -259,4 +259,6 @@ def show(found: Document, console: Console) -> None:
     """On a terminal."""
     for grid in grids(found):
         console.print(grid.rich())
-    console.print(f"{found.machine}; {len(found.rounds)} rounds in {found.seconds:,.0f} s")
+    console.print(
+        f"{found.machine}; {len(found.rounds)} rounds in {found.seconds:,.0f} s; load average before: {found.load}"
+    )

@@ -57,6 +57,7 @@ def a_document() -> Document:
         machine="a machine",
         versions={"numpy": "2"},
         seconds=12.0,
+        load=0.5,
         rounds=(a_round(), a_round(1.5), a_round(0.5)),
         curves=curve,
         fairness=(Fairness(1000.0, 1500.0, 5000.0, 3000.0),),

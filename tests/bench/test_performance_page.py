@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -11,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from bench import document, performance_page, tables
-from bench.samples import Spread, spread
-from tests.bench.figures import a_document
+from bench.cases import single
+from bench.samples import Spread, by_case, spread
+from tests.bench.figures import a_document, sample
 
 
 def test_json_there_and_back(tmp_path: Path) -> None:
@@ -51,7 +53,9 @@ def test_tables_show_every_kind_of_figure() -> None:
 def test_tables_without_studies() -> None:
     """A quick run."""
     made = a_document()
-    quick = document.Document(date=made.date, commit="", machine="", versions={}, seconds=1.0, rounds=made.rounds[:1])
+    quick = document.Document(
+        date=made.date, commit="", machine="", versions={}, seconds=1.0, load=0.0, rounds=made.rounds[:1]
+    )
     titles = [grid.title for grid in tables.grids(quick)]
     assert not any("Open loop" in title or "Everything else" in title for title in titles)
 
@@ -84,6 +88,15 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lacks the marks"):
         performance_page.publish(a_document(), Path("x.json"), tmp_path)
     assert page.read_text() == "# By hand\n"
+
+
+def test_open_loops_are_shown_by_their_medians() -> None:
+    """Three rounds of one case are one line; another rate is another case."""
+    case = replace(single(64), rate=100.0)
+    rounds = [sample(case, p99=value, unanswered=value) for value in (5.0, 1.0, 900.0)]
+    (first, other) = by_case([*rounds, sample(replace(case, rate=200.0))])
+    assert (first.p99, first.unanswered, first.case) == (5.0, 5.0, case)
+    assert other.case.rate == 200.0
 
 
 def test_spreads() -> None:
