@@ -63,7 +63,7 @@ def processor_seconds(process: int) -> float:
 
 
 def resident_bytes(process: int) -> int:
-    """A process's memory that isn't a file's: what it would need if nothing else ran."""
+    """A process's resident memory."""
     for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
