@@ -64,7 +64,6 @@ def measure(job: Job, course: Course) -> Result:
         run = Run(net, pace, begins(job, course))
         run.open()
         gc.collect()
-        gc.freeze()
         gc.disable()  # nothing here makes circles, and a collection would be measured as the server's
         run.start()
         begin = max(time.perf_counter() + job.warm_up, job.measure_at or 0.0)
@@ -74,7 +73,6 @@ def measure(job: Job, course: Course) -> Result:
             run.close()
         return result
     finally:
-        gc.unfreeze()
         gc.enable()
         net.close()
 
