@@ -16,7 +16,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo test lint protos verify wheel clean
+.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean
 .DELETE_ON_ERROR:
 FORCE:
 
@@ -64,6 +64,12 @@ stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in 
 
 demo: artifacts/bytelm/.exported | $(VENV)/.done ## the whole product on real input, with a proof at the end
 	$(PY) -m bench.demo
+
+bench: | $(VENV)/.done ## ten minutes of measuring, ours beside others: bench/results/, docs/performance.md and its plots
+	$(PY) -m bench.suite --publish
+
+bench-quick: | $(VENV)/.done ## a minute of it, on the screen only
+	$(PY) -m bench.suite --quick
 
 test: | $(VENV)/.done ## the test suite
 	$(PY) -m pytest

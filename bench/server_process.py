@@ -31,9 +31,16 @@ class RunningServer:
 @contextmanager
 def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningServer]:
     """Start `python -m serving` on a free port, and end it with SIGTERM. Raises ServerFailedError."""
+    with started("serving", ["--model-repository", str(repository), *options]) as running:
+        yield running
+
+
+@contextmanager
+def started(module: str, options: Sequence[str]) -> Iterator[RunningServer]:
+    """The same of any module that takes --listen, says where it listens and leaves at SIGTERM."""
     with tempfile.TemporaryFile(mode="w+") as errors:
-        command = [sys.executable, "-m", "serving", "--listen", "127.0.0.1:0", "--model-repository", str(repository)]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True)
+        command = [sys.executable, "-m", module, "--listen", "127.0.0.1:0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             yield RunningServer(_address(process, errors), process)
         except BaseException:
