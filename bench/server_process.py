@@ -49,6 +49,17 @@ def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningSer
             raise ServerFailedError(f"the server left with status {status}: {_said(errors)}")
 
 
+def workers_of(supervisor: int) -> dict[int, int]:
+    """The processes of a server with --workers, by the worker's number."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text(encoding="ascii").split()
+    found: dict[int, int] = {}
+    for child in children:
+        words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        if "--as-worker" in words:
+            found[int(words[words.index("--as-worker") + 1].partition(":")[0])] = int(child)
+    return found
+
+
 def _address(process: subprocess.Popen[str], errors: IO[str]) -> str:
     assert process.stdout is not None
     for line in process.stdout:  # ends when the server does
