@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -54,7 +54,9 @@ def workers_of(supervisor: int) -> dict[int, int]:
     children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text(encoding="ascii").split()
     found: dict[int, int] = {}
     for child in children:
-        words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        words: list[str] = []
+        with suppress(OSError):  # it has just left
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
         if "--as-worker" in words:
             found[int(words[words.index("--as-worker") + 1].partition(":")[0])] = int(child)
     return found
