@@ -54,7 +54,7 @@ class Lifeline:
         end = self._socket()
 
         def wait() -> None:
-            with contextlib.suppress(OSError):
+            with end, contextlib.suppress(OSError):
                 end.recv(1)
             on_loss()
 

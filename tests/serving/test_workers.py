@@ -21,6 +21,11 @@ import pytest
 
 import cellstream
 from bench.server_process import workers_of
+from serving import __main__ as serving_main
+from serving import lifeline
+from serving import server as server_module
+from serving.config import ServerConfig
+from serving.lifeline import Lifeline, Report
 from tests.serving.client import Floats
 from tests.serving.test_process import SECONDS, failed_start, started
 from tests.serving.test_server import vectors
@@ -259,3 +264,40 @@ def test_the_supervisor_loads_neither_grpc_nor_onnxruntime() -> None:
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+class DeadServer:
+    """A server whose loop has died; see serving.server.Server."""
+
+    models = ("vectors/1",)
+    metrics_port = None
+
+    def __init__(self, _config: ServerConfig) -> None:
+        self.loop = self
+        self.alive = False
+
+    def start(self) -> None:
+        """Begin to answer, in vain."""
+
+    def look(self) -> None:
+        """Nothing to be seen."""
+
+    def drain(self) -> bool:
+        """Leave, not well."""
+        return False
+
+
+def test_a_worker_whose_loop_has_died_leaves(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its share of the connections and refuse all streams; a new process can serve them."""
+    monkeypatch.setattr(server_module, "Server", DeadServer)
+    boss, end = lifeline.pair()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert serving_main._serve(ServerConfig(artifacts), Lifeline(0, end.fileno())) == 1
+        assert lifeline.receive(boss) == Report(models=("vectors/1",))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        boss.close()
+        wait_until(lambda: all(thread.name != "lifeline" for thread in threading.enumerate()))
+        end.close()
