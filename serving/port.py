@@ -7,7 +7,10 @@ for itself, or to reserve it too, is refused.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -33,11 +36,14 @@ class Reservation:
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             for family, where in dict.fromkeys((family, where) for family, *_, where in found):
-                self._sockets.append(_reserve(family, (where[0], port, *where[2:])))
-                port = self._sockets[0].getsockname()[1]  # the one that was taken for 0
+                with _absent_addresses_skipped():
+                    self._sockets.append(_reserve(family, (where[0], port, *where[2:])))
+                    port = self._sockets[0].getsockname()[1]  # the one that was taken for 0
         except OSError as error:
             self.close()
             raise cannot_listen(address) from error
+        if not self._sockets:
+            raise cannot_listen(address)
         self.address = f"{host}:{port}"
 
     def close(self) -> None:
@@ -52,6 +58,16 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _absent_addresses_skipped() -> Iterator[None]:
+    # Where IPv6 is off, localhost may stand for ::1 all the same; gRPC listens on the addresses that there are.
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
 
 
 def _reserve(family: int, where: tuple[str | int, ...]) -> socket.socket:

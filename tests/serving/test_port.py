@@ -78,6 +78,23 @@ def test_connections_of_an_earlier_server_do_not_count() -> None:
     Reservation(f"127.0.0.1:{where[1]}").close()
 
 
+def test_addresses_that_this_machine_lacks_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that stands for one address that isn't there and one that is can be listened on at the latter."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("203.0.113.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with Reservation("localhost:0") as reserved, pytest.raises(OSError, match="in use"):
+        socket.create_server(("127.0.0.1", port_of(reserved)))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_ipv6_hosts_stand_in_brackets() -> None:
+    """As they do for a single server."""
+    with Reservation("[::1]:0") as reserved:
+        assert reserved.address == f"[::1]:{port_of(reserved)}"
+        with closing(worker("::1", port_of(reserved))), pytest.raises(ConfigError):
+            Reservation(reserved.address)
+
+
 def test_a_host_that_is_not_ours_is_refused() -> None:
     """An address of somebody else's, or a name that means nothing, is said like a port that is taken."""
     with pytest.raises(ConfigError, match=r"can't listen on '203\.0\.113\.1:50051'"):
