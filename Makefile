@@ -19,7 +19,7 @@ REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requiremen
 FORCE:
 
 help: ## this page
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done ## the virtual environment with everything in it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -25,7 +26,9 @@ from serving import __main__ as serving_main
 from serving import lifeline
 from serving import server as server_module
 from serving.config import ServerConfig
+from serving.lane import Lane
 from serving.lifeline import Lifeline, Report
+from serving.port import Reservation
 from tests.serving.client import Floats
 from tests.serving.test_process import SECONDS, failed_start, started
 from tests.serving.test_server import vectors
@@ -301,3 +304,39 @@ def test_a_worker_whose_loop_has_died_leaves(artifacts: Path, monkeypatch: pytes
         boss.close()
         wait_until(lambda: all(thread.name != "lifeline" for thread in threading.enumerate()))
         end.close()
+
+
+def test_a_worker_does_not_listen_before_its_models_are_warm(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection waits in the queue of a worker that can't answer yet."""
+    refused: list[int] = []
+    warm_up = Lane.warm_up
+
+    def look_then_warm_up(lane: Lane) -> None:
+        with socket.socket() as probe:
+            refused.append(probe.connect_ex(("127.0.0.1", port)))
+        warm_up(lane)
+
+    monkeypatch.setattr(Lane, "warm_up", look_then_warm_up)
+    with Reservation("127.0.0.1:0") as reserved:
+        port = int(reserved.address.rpartition(":")[2])
+        running = server_module.Server(ServerConfig(artifacts, reserved.address, share_port=True, grace=0.0))
+        running.start()
+        socket.create_connection(("127.0.0.1", port)).close()
+        assert running.drain()
+    assert set(refused) == {errno.ECONNREFUSED}
+
+
+def test_ctrl_c_while_workers_start_is_quiet(artifacts: Path) -> None:
+    """It reaches processes that know no signals yet: all leave, without a traceback, and the status is 0."""
+    command = [sys.executable, "-m", "serving", "--workers", "2", "--listen", "127.0.0.1:0"]
+    command += ["--model-repository", str(artifacts)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(workers_of(process.pid)) == 2)
+        pids = list(workers_of(process.pid).values())
+        for pid in [*pids, process.pid]:
+            os.kill(pid, signal.SIGINT)
+        said, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        assert said == ""
+        assert "Traceback" not in errors
+        assert all(gone(pid) for pid in pids)
