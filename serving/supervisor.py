@@ -29,7 +29,7 @@ from serving.port import Reservation
 from serving.worker_metrics import WorkerMetrics, WorkerState
 
 STEADY_SECONDS = 10.0  # a worker that dies sooner counts as one that fails again
-FIRST_PAUSE = 0.5  # seconds before the third start in a row, then twice as long each time
+FIRST_PAUSE = 0.5  # seconds after the second death in a row, then twice as long each time
 LONGEST_PAUSE = 30.0
 FAILED_STARTS = 5  # in a row, of every worker, are the end
 _LAST_WORDS_SECONDS = 10.0  # beyond its grace, for a worker to leave
@@ -231,7 +231,7 @@ class Supervisor:
 
 
 def pause_after(failures: int) -> float:
-    """Seconds before a worker's next start, after that many deaths in a row: the first two are forgiven."""
+    """Seconds before a worker's next start, after that many deaths in a row: the first is forgiven."""
     return 0.0 if failures < 2 else min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 2, 16))
 
 

@@ -59,7 +59,7 @@ def terminate() -> None:
 
 
 def test_pauses_grow_from_none_to_the_longest() -> None:
-    """One death, or the first of several, costs no pause; a worker that keeps dying is started less and less often."""
+    """The first of several deaths costs no pause; a worker that keeps dying is started less and less often."""
     assert [pause_after(failures) for failures in range(6)] == [0, 0, 0.5, 1, 2, 4]
     assert pause_after(9) == pause_after(10**9) == module.LONGEST_PAUSE
 
