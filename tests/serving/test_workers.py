@@ -111,7 +111,7 @@ def gone(pid: int) -> bool:
     """Whether there is no such process any more, or only what its parent hasn't looked at yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before the read, or during it
         return True
 
 
