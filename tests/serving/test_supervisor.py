@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from serving import supervisor as module
 from serving.config import ServerConfig
@@ -89,9 +90,15 @@ def test_workers_that_can_not_be_started_again_are_the_end(monkeypatch: pytest.M
     assert served == [True]
 
 
-def test_a_worker_that_keeps_dying_is_replaced_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as it becomes ready the supervisor goes on, and serving is said once."""
+@pytest.mark.parametrize(
+    ("steady_seconds", "pauses"), [(600.0, [0.0, 0.001, 0.002, 0.004, 0.008]), (0.0, [0.0, 0.0, 0.0, 0.0, 0.0])]
+)
+def test_a_worker_that_keeps_dying_is_replaced_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, steady_seconds: float, pauses: list[float]
+) -> None:
+    """As long as it becomes ready the supervisor goes on, pausing longer if it dies soon; serving is said once."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(module, "STEADY_SECONDS", steady_seconds)
     running = supervisor(READY, "time.sleep(0.02 if number else 600); sys.exit(1)")
     served: list[bool] = []
 
@@ -103,7 +110,11 @@ def test_a_worker_that_keeps_dying_is_replaced_again_and_again(monkeypatch: pyte
         wait_until(lambda: running._states()[1].restarts >= 6)
         terminate()
 
-    run(running, once_restarted)
+    with capture_logs() as logs:
+        run(running, once_restarted)
+    died = [event for event in logs if event["event"] == "worker died"]
+    assert [event["restart_in_seconds"] for event in died][:5] == pauses
+    assert {(event["worker"], event["cause"]) for event in died} == {(1, "exit status 1")}
     assert served == [True]
     assert running._states()[0].restarts == 0
 
