@@ -130,3 +130,16 @@ def test_workers_that_leave_when_told_are_status_0() -> None:
     """SIGTERM reaches each once; all leave with 0."""
     told = "import signal; signal.signal(15, lambda *_: sys.exit(0))\n" + SAY_READY
     assert run(supervisor("", told, grace=30.0), terminate) == 0
+
+
+def test_failed_starts_between_good_ones_are_not_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only attempts in a row count: a worker that gets up every other time is started for ever."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
+    count = f"starts = len(os.listdir({str(tmp_path)!r})); open({str(tmp_path)!r} + f'/{{starts}}', 'x').close()\n"
+    running = supervisor("", count + "if starts % 2: sys.exit(3)\n" + SAY_READY + "time.sleep(0.02); sys.exit(1)", 1)
+
+    def terminate_when_restarted() -> None:
+        wait_until(lambda: running._states()[0].restarts >= 2 * module.FAILED_STARTS + 2)
+        terminate()
+
+    run(running, threading.Thread(target=terminate_when_restarted).start)
