@@ -6,6 +6,7 @@ BYTELM := checkpoints/bytelm.safetensors
 # A checkpoint of your own is named after its file unless NAME says otherwise; without one it is all about the demo's.
 NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)
 LISTEN ?= 127.0.0.1:50051
+WORKERS ?= 1
 DEVICE ?= cpu
 PROTO := protos/cellstream/v1/stream_inference.proto
 GENERATE = $(PY) -m grpc_tools.protoc -I protos --python_out
@@ -54,8 +55,8 @@ parity-full: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)
 	$(PY) -m export prove artifacts/$(NAME)
 	$(PY) -m bench.parity_suite --trained artifacts/$(NAME) --full
 
-serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## serve everything under artifacts/
-	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE)
+serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=…: serve everything under artifacts/
+	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE) --workers $(WORKERS)
 
 stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in another terminal)
 	$(PY) -m cellstream.examples.complete --address $(LISTEN)
