@@ -35,6 +35,11 @@ READY = json.dumps({"problem": "", "models": ["a/1"], "metrics_port": None})
 SAY_READY = f"boss.send({READY.encode()!r})\n"
 
 
+def wait_for(path: Path) -> str:
+    """What makes a worker wait until there is such a file."""
+    return f"while not os.path.exists({str(path)!r}): time.sleep(0.001)\n"
+
+
 def supervisor(said: str, then: str, workers: int = 2, grace: float = 0.0) -> Supervisor:
     """One whose workers say `said` and do `then`."""
     config = ServerConfig(Path("unused"), "127.0.0.1:0", workers=workers, grace=grace)
@@ -81,29 +86,27 @@ def test_a_crash_at_the_start_ends_it(then: str, cause: str) -> None:
 def test_workers_that_can_not_be_started_again_are_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every worker once ready, then none any more: after a few attempts each the supervisor gives up."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
-    once = f"path = {str(tmp_path)!r} + '/' + str(number)\n"
-    once += "if os.path.exists(path): sys.exit(7)\nopen(path, 'x').close()\n" + SAY_READY
-    once += f"while len(os.listdir({str(tmp_path)!r})) < 2: time.sleep(0.001)\ntime.sleep(0.1); sys.exit(1)"
-    served: list[bool] = []
+    serving = tmp_path / "serving"
+    once = f"if os.path.exists({str(serving)!r}): sys.exit(7)\n" + SAY_READY + wait_for(serving) + "sys.exit(1)"
     with pytest.raises(StartError, match="no worker can be started any more; the last one: exit status 7"):
-        run(supervisor("", once), lambda: served.append(True))
-    assert served == [True]
+        run(supervisor("", once), serving.touch)
+    assert serving.exists()
 
 
 @pytest.mark.parametrize(
     ("steady_seconds", "pauses"), [(600.0, [0.0, 0.001, 0.002, 0.004, 0.008]), (0.0, [0.0, 0.0, 0.0, 0.0, 0.0])]
 )
 def test_a_worker_that_keeps_dying_is_replaced_again_and_again(
-    monkeypatch: pytest.MonkeyPatch, steady_seconds: float, pauses: list[float]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steady_seconds: float, pauses: list[float]
 ) -> None:
     """As long as it becomes ready the supervisor goes on, pausing longer if it dies soon; serving is said once."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "STEADY_SECONDS", steady_seconds)
-    running = supervisor(READY, "time.sleep(0.02 if number else 600); sys.exit(1)")
-    served: list[bool] = []
+    serving = tmp_path / "serving"
+    running = supervisor(READY, "if not number: boss.recv(1)\n" + wait_for(serving) + "sys.exit(1)")
 
     def once_restarted() -> None:
-        served.append(True)
+        serving.touch(exist_ok=False)
         threading.Thread(target=terminate_when_restarted).start()
 
     def terminate_when_restarted() -> None:
@@ -115,7 +118,6 @@ def test_a_worker_that_keeps_dying_is_replaced_again_and_again(
     died = [event for event in logs if event["event"] == "worker died"]
     assert [event["restart_in_seconds"] for event in died][:5] == pauses
     assert {(event["worker"], event["cause"]) for event in died} == {(1, "exit status 1")}
-    assert served == [True]
     assert running._states()[0].restarts == 0
 
 
@@ -143,3 +145,16 @@ def test_failed_starts_between_good_ones_are_not_the_end(monkeypatch: pytest.Mon
         terminate()
 
     run(running, threading.Thread(target=terminate_when_restarted).start)
+
+
+def test_a_worker_that_is_not_ready_yet_is_not_waited_for(tmp_path: Path) -> None:
+    """A signal during the start ends it: no stream can be there, and a worker may not know the signal yet."""
+    deaf = f"import signal; signal.signal(15, signal.SIG_IGN); open({str(tmp_path)!r} + f'/{{number}}', 'x').close()\n"
+    running = supervisor("", deaf, grace=3600.0)
+
+    def terminate_when_deaf() -> None:
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        terminate()
+
+    threading.Thread(target=terminate_when_deaf).start()
+    assert run(running) == 0
