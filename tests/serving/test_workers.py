@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -29,7 +30,7 @@ from serving.config import ServerConfig
 from serving.lane import Lane
 from serving.lifeline import Lifeline, Report
 from serving.port import Reservation
-from tests.serving.client import Floats
+from tests.serving.client import Floats, StreamCall
 from tests.serving.test_process import SECONDS, failed_start, started
 from tests.serving.test_server import vectors
 from tests.waiting import wait_until
@@ -230,13 +231,16 @@ def test_a_signal_to_the_whole_group_drains_once(artifacts: Path, number: signal
 
 
 def test_a_second_signal_ends_all_at_once(artifacts: Path) -> None:
-    """With an hour of grace and streams open, a second SIGTERM ends every process now."""
-    with two_workers(artifacts, "--grace", "3600") as running, ExitStack() as stack:
-        client = stack.enter_context(running.client())
-        stream = client.stream("vectors")
+    """With an hour of grace and a stream open, a second SIGTERM ends every process now."""
+    with (
+        two_workers(artifacts, "--grace", "3600") as running,
+        grpc.insecure_channel(running.address) as channel,
+        StreamCall(channel) as stream,  # the client would end an idle stream when told to go
+    ):
+        stream.open("vectors")
         pids = list(workers_of(running.process.pid).values())
         running.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: stream.going_away is not None)
+        assert stream.receive().go_away.grace_ms == 3_600_000
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(SECONDS) == 128 + signal.SIGTERM
         wait_until(lambda: all(gone(pid) for pid in pids))
