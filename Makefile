@@ -8,6 +8,7 @@ REDUCED := $(filter-out fp32,$(PRECISION))
 # A checkpoint of your own is named after its file unless NAME says otherwise; without one it is all about the demo's.
 NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)$(REDUCED:%=-%)
 LISTEN ?= 127.0.0.1:50051
+WORKERS ?= 1
 DEVICE ?= cpu
 PROTO := protos/cellstream/v1/stream_inference.proto
 GENERATE = $(PY) -m grpc_tools.protoc -I protos --python_out
@@ -16,12 +17,12 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean
+.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers
 .DELETE_ON_ERROR:
 FORCE:
 
 help: ## this page
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done ## the virtual environment with everything in it
 
@@ -56,8 +57,8 @@ parity-full: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)
 	$(PY) -m export prove artifacts/$(NAME)
 	$(PY) -m bench.parity_suite --trained artifacts/$(NAME) --full
 
-serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## serve everything under artifacts/
-	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE)
+serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=…: serve everything under artifacts/
+	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE) --workers $(WORKERS)
 
 stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in another terminal)
 	$(PY) -m cellstream.examples.complete --address $(LISTEN)
@@ -70,6 +71,9 @@ bench: | $(VENV)/.done ## ten minutes of measuring, ours beside others: bench/re
 
 bench-quick: | $(VENV)/.done ## a minute of it, on the screen only
 	$(PY) -m bench.suite --quick
+
+bench-workers: artifacts/bytelm/.exported | $(VENV)/.done ## one worker process and two, side by side under load
+	$(PY) -m bench.workers
 
 test: | $(VENV)/.done ## the test suite
 	$(PY) -m pytest

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -54,6 +54,19 @@ def started(module: str, options: Sequence[str]) -> Iterator[RunningServer]:
             process.stdout.close()
         if status != 0:
             raise ServerFailedError(f"the server left with status {status}: {_said(errors)}")
+
+
+def workers_of(supervisor: int) -> dict[int, int]:
+    """The processes of a server with --workers, by the worker's number."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text(encoding="ascii").split()
+    found: dict[int, int] = {}
+    for child in children:
+        words: list[str] = []
+        with suppress(OSError):  # it has just left
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        if "--as-worker" in words:
+            found[int(words[words.index("--as-worker") + 1].partition(":")[0])] = int(child)
+    return found
 
 
 def _address(process: subprocess.Popen[str], errors: IO[str]) -> str:

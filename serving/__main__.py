@@ -13,15 +13,24 @@ from pathlib import Path
 from types import FrameType
 
 import structlog
+from structlog.typing import EventDict
 
 from serving.config import Batching, Limits, ServerConfig
 from serving.errors import ConfigError
+from serving.lifeline import Lifeline, Report
+
+_ANY_PORT = "127.0.0.1:0"
 
 _EPILOG = """\
 examples:
   python -m serving                                   everything under artifacts/, on 127.0.0.1:50051
   python -m serving --listen 0.0.0.0:50051            reachable from other machines (plaintext: put TLS in front)
   python -m serving --metrics-listen 127.0.0.1:9464   Prometheus scrapes http://127.0.0.1:9464/metrics
+  python -m serving --workers 4                       four processes on one port, each with streams of its own
+
+With --workers the kernel spreads connections, not streams: a connection stays with the worker that took it, and so do
+its streams. A client that wants more than one worker opens several connections. Limits hold for each worker. One that
+dies is replaced at once; its clients' streams are lost, and they are told.
 
 SIGTERM (or Ctrl-C) drains: new streams are refused, open ones have --grace seconds to finish, exit status 0. A second
 signal exits at once.
@@ -43,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         help="port 0 takes a free one (default: %(default)s)")  # fmt: skip
     add("--device", default="cpu", help="where steps are computed (default: %(default)s)")
     add("--metrics-listen", metavar="HOST:PORT", help="Prometheus endpoint (default: none)")
+    add("--workers", type=int, default=1, metavar="N",
+        help="processes that share the port, each of them a whole server (default: %(default)s)")  # fmt: skip
     add("--threads", type=int, default=1, metavar="N",
         help="threads in one run; more than 1 pays for large models only (default: %(default)s)")  # fmt: skip
     add("--grace", type=float, default=10.0, metavar="SECONDS",
@@ -50,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-unproved", action="store_true", help="serve artifacts without a valid parity certificate")
     add("--log-format", choices=("auto", "console", "json"), default="auto",
         help="auto: console on a terminal, else JSON lines (default: %(default)s)")  # fmt: skip
-    group = parser.add_argument_group("limits (each refusal names its own)")
+    add("--as-worker", type=Lifeline.from_text, help=argparse.SUPPRESS)  # how the supervisor starts its workers
+    group = parser.add_argument_group("limits (each refusal names its own; each worker has them for itself)")
     add = group.add_argument
     add("--max-streams", type=int, default=limits.max_streams, metavar="N", help="open streams per model (%(default)s)")
     add("--max-steps-per-message", type=int, default=limits.max_steps_per_message, metavar="N", help="(%(default)s)")
@@ -81,7 +93,9 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         model_repository=arguments.model_repository,
         listen=arguments.listen,
         device=arguments.device,
-        metrics_listen=arguments.metrics_listen,
+        metrics_listen=_ANY_PORT if arguments.metrics_listen and arguments.as_worker else arguments.metrics_listen,
+        workers=1 if arguments.as_worker else arguments.workers,
+        share_port=arguments.as_worker is not None,
         threads=arguments.threads,
         allow_unproved=arguments.allow_unproved,
         grace=arguments.grace,
@@ -90,10 +104,15 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _set_up_logs(choice: str) -> None:
+def _set_up_logs(choice: str, worker: Lifeline | None) -> None:
     json = choice == "json" or (choice == "auto" and not sys.stderr.isatty())
+
+    def name_worker(_logger: object, _method: str, event: EventDict) -> EventDict:
+        return event if worker is None else {"worker": worker.number, **event}
+
     structlog.configure(
         processors=[
+            name_worker,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             *(
@@ -111,32 +130,63 @@ def _set_up_logs(choice: str) -> None:
     )
 
 
-def main() -> int:
-    """Run the server until a signal; the exit status."""
-    arguments = _parser().parse_args()
-    _set_up_logs(arguments.log_format)
+def _supervise(config: ServerConfig) -> int:
+    from serving.supervisor import StartError, Supervisor  # noqa: PLC0415  a single server needs none of it
+
+    supervisor = Supervisor(config, [sys.executable, "-m", "serving", *sys.argv[1:]])
+    try:
+        return supervisor.run(on_serving=lambda: _say(f"listening on {supervisor.address}"))
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(config: ServerConfig, worker: Lifeline | None) -> int:
     leave = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if leave.is_set():
+        if leave.is_set() and worker is None:  # a worker may be told twice; its supervisor ends it at once by SIGKILL
             os._exit(128 + number)
         leave.set()
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    if worker is not None:
+        worker.watch(on_loss=leave.set)
     from serving.server import Server  # noqa: PLC0415  after the handlers: its imports take a second
 
-    try:
-        server = Server(_config(arguments))
-        server.start()
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with contextlib.suppress(BrokenPipeError):  # whoever started it needn't listen to it
-        print(f"listening on {server.address}", flush=True)
+    server = Server(config)
+    server.start()
+    if worker is None:
+        _say(f"listening on {server.address}")
+    else:
+        worker.report(Report(models=server.models, metrics_port=server.metrics_port))
     while not leave.wait(1.0):
         server.look()
+        if worker is not None and not server.loop.alive:
+            break  # a new process can do what this one can't any more
     return 0 if server.drain() else 1
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # whoever started it needn't listen to it
+        print(text, flush=True)
+
+
+def main() -> int:
+    """Run the server until a signal; the exit status."""
+    arguments = _parser().parse_args()
+    worker: Lifeline | None = arguments.as_worker
+    _set_up_logs(arguments.log_format, worker)
+    try:
+        config = _config(arguments)
+        return _serve(config, worker) if config.workers == 1 else _supervise(config)
+    except ConfigError as error:
+        if worker is None:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            worker.report(Report(problem=str(error)))
+        return 2
 
 
 if __name__ == "__main__":

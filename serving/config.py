@@ -13,6 +13,7 @@ from serving.errors import ConfigError
 UINT32_MAX = 2**32 - 1
 LARGEST = 2**30  # of any count or size: what is passed on to clients and to gRPC has 32 bits, some of it signed
 LONGEST_GRACE = 7 * 24 * 3600.0  # seconds
+MOST_WORKERS = 1024
 
 
 def _check_counts(values: Limits | Batching) -> None:
@@ -78,6 +79,11 @@ class ServerConfig:
 
     model_repository: Path
     listen: str = "127.0.0.1:50051"
+    # Processes that serve, each with all models, a slab and limits of its own. Too few: cores idle; too many: they take
+    # each other's time, and every one takes the memory of a whole server.
+    workers: int = 1
+    # Listen where other processes listen too (SO_REUSEPORT), and not before every model is loaded. For workers.
+    share_port: bool = False
     device: str = "cpu"
     # host:port of the Prometheus endpoint; None: no endpoint.
     metrics_listen: str | None = None
@@ -93,6 +99,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.device != "cpu":
             raise ConfigError(f"device {self.device!r}: this version serves on 'cpu' only")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            raise ConfigError(f"workers is {self.workers}; it must be from 1 to {MOST_WORKERS}")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
         if not 0 <= self.grace <= LONGEST_GRACE:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.config import host_and_port
+from serving.endpoint import serve_collector
 from serving.front import Front
 from serving.lane import Lane
 from serving.stats import Histogram, Times
@@ -76,12 +75,8 @@ class _Scrape(Collector):
 
 
 def serve_metrics(front: Front, address: str) -> int:
-    """Serve /metrics on host:port; returns the port (for port 0: the one chosen)."""
-    registry = CollectorRegistry()
-    registry.register(_Scrape(front))
-    host, port = host_and_port(address)
-    server, _thread = start_http_server(port, addr=host.strip("[]"), registry=registry)
-    return int(server.server_port)
+    """Serve /metrics on host:port; returns the port (for port 0: the one chosen). Raises ConfigError."""
+    return serve_collector(_Scrape(front), address)
 
 
 def _labels(lane: Lane) -> tuple[str, str]:

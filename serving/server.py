@@ -25,6 +25,7 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
+from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
 from serving.stats import ServerStats
@@ -49,7 +50,7 @@ class Server:
         self._clock = clock
         artifacts = find_artifacts(config.model_repository)
         self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
-        self.address = _bind(self._server, config.listen)
+        self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         self.lanes = Lanes([self._load(artifact) for artifact in artifacts])
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         add_admin_service(self._server, self.front)
@@ -65,23 +66,27 @@ class Server:
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
         self.loop.on_death = self.health.die
         self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
+        if config.share_port:  # at the last moment: from now on the kernel gives us connections
+            self.address = _bind(self._server, config.listen)
         self.metrics_port: int | None = None
 
     def start(self) -> None:
         """Begin to answer."""
         if self._config.metrics_listen is not None:
-            try:
-                self.metrics_port = serve_metrics(self.front, self._config.metrics_listen)
-            except (OSError, ValueError, OverflowError) as error:
-                raise ConfigError(f"can't serve metrics on {self._config.metrics_listen!r}: {error}") from error
+            self.metrics_port = serve_metrics(self.front, self._config.metrics_listen)
         self._server.start()
         self._wire.start()
         self.loop.start()
         self.health.update(working=True)
         gc.collect()
         gc.freeze()  # what start-up made lives for ever: the collector needn't look at it again
-        models = [f"{lane.name}/{lane.version}" for lane in self.lanes]
-        log.info("serving", address=self.address, models=models, metrics_port=self.metrics_port)
+        what = "worker serving" if self._config.share_port else "serving"
+        log.info(what, address=self.address, models=self.models, metrics_port=self.metrics_port)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What is served: NAME/VERSION each."""
+        return tuple(f"{lane.name}/{lane.version}" for lane in self.lanes)
 
     def look(self) -> None:
         """See whether the loop still does its turns, and let health say so. Call every second or so."""
@@ -160,7 +165,8 @@ class Server:
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:
     return [
         *SERVER_OPTIONS,
-        ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a way to share it
+        # Unless we are workers, a second server on the port is a mistake, not a way to share it.
+        ("grpc.so_reuseport", int(config.share_port)),
         ("grpc.max_receive_message_length", 2 * config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", 60_000),  # finds clients that vanished without a word
@@ -175,7 +181,7 @@ def _bind(server: grpc.Server, address: str) -> str:
     try:
         port = server.add_insecure_port(f"{host}:{asked}")
     except RuntimeError as error:
-        raise ConfigError(f"can't listen on {address!r}; is another server there? (--listen HOST:PORT)") from error
+        raise cannot_listen(address) from error
     if asked not in (0, port):
         raise ConfigError(f"can't listen on {address!r}: port {port} was bound instead")
     return f"{host}:{port}"

@@ -1,0 +1,21 @@
+"""The HTTP endpoint that Prometheus scrapes. Knows no metric."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.registry import Collector
+
+from serving.config import host_and_port
+from serving.errors import ConfigError
+
+
+def serve_collector(collector: Collector, address: str) -> int:
+    """Serve /metrics on host:port; returns the port (for port 0: the one chosen). Raises ConfigError."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    host, port = host_and_port(address)
+    try:
+        server, _thread = start_http_server(port, addr=host.strip("[]"), registry=registry)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"can't serve metrics on {address!r}: {error}") from error
+    return int(server.server_port)

@@ -1,0 +1,70 @@
+"""One Prometheus endpoint for all workers: their metrics, each with the label `worker`, and how the workers are.
+
+Owns the label and the metrics about workers. Adds nothing up: a worker that was replaced counts from zero again, which
+Prometheus sees and allows for in each series, and could not see in a sum.
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+SCRAPE_SECONDS = 2.0  # a worker that takes longer is left out of this scrape
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One worker, as the supervisor sees it."""
+
+    worker: int
+    restarts: int  # times it was replaced
+    metrics_port: int | None  # on loopback; None: it isn't ready
+
+
+class WorkerMetrics(Collector):
+    """Asks every worker when it is asked."""
+
+    def __init__(self, states: Callable[[], Iterable[WorkerState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        """Every worker's metrics, at this moment."""
+        states = list(self._states())
+        ready = [state for state in states if state.metrics_port is not None]
+        yield GaugeMetricFamily("cellstream_workers", "Worker processes that are ready", value=len(ready))
+        restarts = CounterMetricFamily("cellstream_worker_restarts", "Times a worker was replaced", labels=("worker",))
+        for state in states:
+            restarts.add_metric((str(state.worker),), state.restarts)
+        yield restarts
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = pool.map(_scrape, ready)
+        yield from _merged(zip(ready, answers, strict=True))
+
+
+def _merged(answers: Iterable[tuple[WorkerState, str]]) -> Iterable[Metric]:
+    merged: dict[str, Metric] = {}
+    for state, text in answers:
+        for family in text_string_to_metric_families(text):
+            known = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            known.samples += [
+                sample._replace(labels={"worker": str(state.worker), **sample.labels}) for sample in family.samples
+            ]
+    return merged.values()
+
+
+def _scrape(state: WorkerState) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", state.metrics_port, timeout=SCRAPE_SECONDS)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    except (OSError, http.client.HTTPException):
+        return ""  # it has just died, or is about to: its restarts tell
+    finally:
+        connection.close()
