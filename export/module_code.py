@@ -96,11 +96,10 @@ def _fill(module: nn.Module, path: Path, prefix: str | None) -> None:
         raise ModuleError(f"{path} doesn't fit the module: {one_line(error)}") from error
 
 
-def first_state(options: Mapping[str, str], code: nn.Module) -> Callable[[int], Any] | None:
+def first_state(options: Mapping[str, str]) -> Callable[[int], Any] | None:
     """What `--state NAME=…` says of a first state: dtypes and axes of zeros, in brackets where it is nested."""
     if not options:
         return None
-    del code
     forms = {name: _form(f"--state {name}={text}", text) for name, text in options.items()}
 
     def begin(batch: int) -> Any:
