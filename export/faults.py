@@ -119,8 +119,7 @@ class _Rounding(Resident):
         for slab in self.slabs.values():
             slab[read] = fewer_bits(slab[read], TF32_BITS)
         rounded = {
-            name: fewer_bits(value, TF32_BITS) if value.dtype == np.float32 else value
-            for name, value in inputs.items()
+            name: fewer_bits(value, TF32_BITS) if value.dtype == np.float32 else value for name, value in inputs.items()
         }
         return super().run(rounded, lengths, read, write)
 

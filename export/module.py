@@ -34,7 +34,7 @@ from model.contract import Certificate, Contract, ParityRecord
 
 MODULE = "module"  # the note that tells an artifact made from a user's module
 NOT_AGAIN = (
-    "parity with the module: its code isn't in the artifact, and its certificate says what was found when it was exported"
+    "parity with the module, whose code isn't in the artifact; its certificate says what was found at the export"
 )
 Progress = Callable[[str, int, int], None]
 
@@ -88,7 +88,7 @@ def export_module(
         made = wrap.make(path, folder, name=name, asked=plan.asked(), progress=progress, notes=notes)
         contract = replace(made.contract, precision="fp32")
         _rewrite(folder, contract)
-        evidence = _prove(plan, module, folder, contract, made.records, progress, steps)
+        evidence = _prove(plan, module, folder, contract, records=made.records, progress=progress, steps=steps)
         contract = wrap.certify(folder, contract, _certificate(plan, evidence, contract, steps))
         assert contract.certificate is not None
         page = artifact_page(f"{name}/{final.name}", contract.certificate, evidence.curves)
@@ -101,8 +101,10 @@ def export_module(
 def _prepared(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """A copy in float32 that doesn't train."""
     off = [name for name, part in module.named_modules() if type(part).__name__.startswith("Dropout")]
-    off += [name for name, part in module.named_modules() if getattr(part, "dropout", 0) and isinstance(part, nn.RNNBase)]
-    remarks = (f"dropout is off ({', '.join(off)})",) if off else ()
+    off += [
+        name for name, part in module.named_modules() if getattr(part, "dropout", 0) and isinstance(part, nn.RNNBase)
+    ]
+    remarks: tuple[str, ...] = (f"dropout is off ({', '.join(off)})",) if off else ()
     strange = {str(value.dtype) for value in module.parameters() if value.is_floating_point()} - {"torch.float32"}
     if strange:
         remarks += (f"weights of {', '.join(sorted(strange))} are taken as float32",)
@@ -142,6 +144,7 @@ def _prove(
     module: nn.Module,
     folder: Path,
     contract: Contract,
+    *,
     records: tuple[ParityRecord, ...],
     progress: Progress,
     steps: tuple[int, ...],
@@ -178,7 +181,7 @@ def _certificate(plan: Plan, evidence: Evidence, contract: Contract, steps: tupl
         "the answers over gRPC",
     ]
     if left_out:
-        not_checked.insert(0, f"{', '.join(left_out)} against the module: integers are compared bit for bit, graph to graph")
+        not_checked.insert(0, f"{', '.join(left_out)} against the module: integers are compared between graphs")
     if any(tensor.dtype.startswith("int") and tensor.bounds is None for tensor in plan.inputs):
         not_checked.append("integers beyond those that were drawn: no range was found or given")
     return Certificate(

@@ -25,9 +25,12 @@ from model.weights import WeightsError, check_finite
 _LISTED = 6
 
 
-def load_module(where: str, weights: Path | None = None, prefix: str | None = None) -> nn.Module:
+def load_module(
+    where: str, weights: Path | None = None, prefix: str | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The module that `FILE.py:NAME` is, or gives when it is called; with these weights where there are any.
 
+    Gives the weights' keys that a prefix left out, too.
     Runs the file. Raises ModuleError in one line, CheckpointError for the weights' file.
     """
     file, sign, name = where.rpartition(":")
@@ -51,10 +54,10 @@ def load_module(where: str, weights: Path | None = None, prefix: str | None = No
     if not isinstance(made, nn.Module):
         raise ModuleError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module")
     if weights is not None:
-        _fill(made, weights, prefix)
-    elif prefix is not None:
+        return made, _fill(made, weights, prefix)
+    if prefix is not None:
         raise ModuleError("--prefix says which of --weights' keys are meant: there are no --weights")
-    return made
+    return made, ()
 
 
 def _run(path: Path) -> ModuleType:
@@ -78,7 +81,8 @@ def _run(path: Path) -> ModuleType:
     return code
 
 
-def _fill(module: nn.Module, path: Path, prefix: str | None) -> None:
+def _fill(module: nn.Module, path: Path, prefix: str | None) -> tuple[str, ...]:
+    """Load the weights; the keys that the prefix left out."""
     weights, _ = read_weights(path)
     start = "" if prefix is None else prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     chosen = {key.removeprefix(start): value for key, value in weights.items() if str(key).startswith(start)}
@@ -94,6 +98,7 @@ def _fill(module: nn.Module, path: Path, prefix: str | None) -> None:
         module.load_state_dict(chosen)
     except (RuntimeError, WeightsError, AttributeError) as error:
         raise ModuleError(f"{path} doesn't fit the module: {one_line(error)}") from error
+    return tuple(str(key) for key in weights if not str(key).startswith(start))
 
 
 def first_state(options: Mapping[str, str]) -> Callable[[int], Any] | None:

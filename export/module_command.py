@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from export import artifact, module, wrap_command
+from export import artifact, module, wrap, wrap_command
 from export.module_code import first_state, load_module
 from export.module_parity import STEPS
 from export.report import findings, parity_table
@@ -34,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
         " its steps one by one give what the untouched module gives for whole sequences in float64, and ONNX computes"
         " the same. FILE.py is RUN to make the module: export only code that you trust.",
         epilog="what forward may look like:\n"
-        "  forward(x) -> y                  nn.LSTM, nn.GRU, nn.RNN inside, from their zero state or from parameters\n"
-        "  forward(x, state) -> (y, state)  any nested state; from zero where None does, else from initial_state(batch)\n"
+        "  forward(x) -> y                  nn.LSTM, nn.GRU, nn.RNN inside, begun from zero or parameters\n"
+        "  forward(x, state) -> (y, state)  any nested state; zero where None does, else initial_state(batch)\n"
         "  forward(x_t, state)              cells: one call is one step\n"
         "outputs are a tensor, a tuple or a dict, one value per step or, as of out[:, -1], one per sequence.\n\n"
         "what can't stream, and is refused: bidirectional layers, packed sequences, whatever looks ahead or over the\n"
@@ -67,7 +68,9 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
     """Export as the arguments say, and show what was understood."""
     options = parser().parse_args(arguments)
     final = artifact.target(options.out, options.name, options.version)
-    made = load_module(options.where, options.weights, options.prefix)
+    made, ignored = load_module(options.where, options.weights, options.prefix)
+    if ignored:
+        console.print(f"left out, of other modules: {', '.join(ignored)}", markup=False)
     with progress(console) as shown:
         exported = module.export_module(
             made,
@@ -75,7 +78,10 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             name=options.name,
             inputs=options.input,
             first_state=first_state(wrap_command.pairs("state", options.state)),
-            ranges={name: wrap_command.bounds(name, text) for name, text in wrap_command.pairs("range", options.range).items()},
+            ranges={
+                name: wrap_command.bounds(name, text)
+                for name, text in wrap_command.pairs("range", options.range).items()
+            },
             origin=Path(options.where.rpartition(":")[0]).name + ":" + options.where.rpartition(":")[2],
             notes={"source": _digest(Path(options.where.rpartition(":")[0]))},
             progress=shown,
@@ -112,7 +118,8 @@ def show(exported: module.Exported, out: Path, console: Console) -> None:
 def table(exported: module.Exported) -> Table:
     """One line for each tensor: what it is, where it comes from, and its axes."""
     plan = exported.plan
-    view = Table(title=f"{exported.contract.notes['wrapped']}: what was understood", title_justify="left")
+    title = Text(f"{exported.contract.notes[wrap.MARK]}: what was understood")  # rich sees emojis in file.py:NAME
+    view = Table(title=title, title_justify="left")
     for column in ("", "tensor", "dtype", "axes in forward", "where from", ""):
         view.add_column(column)
     for kind, tensors in (("input", plan.inputs), ("output", plan.outputs)):

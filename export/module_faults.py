@@ -92,9 +92,8 @@ def faults_for(contract: Contract) -> list[Fault]:
     chosen = [Fault("TF32-sized noise in the weights", _round_weights), Fault("a state not carried", runs=_Dropped)]
     if _exchange(contract) is not None:
         chosen.insert(0, Fault("two states exchanged", _exchange_states))
-    for name in ("a float16 rounding of the state", "a stale row read"):
-        if floats:
-            chosen.append(Fault(name, runs=runs[name]))
+    names = ["a float16 rounding of the state", "a stale row read"]
+    chosen += [Fault(name, runs=runs[name]) for name in names if floats]
     lost = "a step lost at a chunk's border"
     chosen.append(Fault(lost, runs=runs[lost]) if contract.ragged else Fault("a step lost", runs=_LostStep))
     return chosen
@@ -108,7 +107,7 @@ def controls(levels: Levels, folder: Path) -> Iterator[tuple[str, float]]:
     for fault in faults_for(contract):
         if fault.plant is None:
             most = MOST_STEPS if contract.ragged else 1
-            answer = in_changing_batches(folder / artifact.RESIDENT, contract, sample, most, 0, fault.runs)
+            answer = in_changing_batches(folder / artifact.RESIDENT, contract, sample, most, 0, runs=fault.runs)
             yield fault.name, found(compare_bits(subject="", sample=sample, answer=answer, truth_name="", truth=truth))
         else:
             with tempfile.TemporaryDirectory() as copy:
@@ -131,5 +130,3 @@ def _planted(plant: Plant, levels: Levels, folder: Path, copy: Path) -> list[Par
     finally:
         levels.open(folder)
     return [record for record in records if record.subject in (artifact.MODEL, artifact.RESIDENT)]
-
-

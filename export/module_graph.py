@@ -66,7 +66,7 @@ class Streaming(nn.Module):
 
 
 class OnnxKernel(nn.Module):
-    """A recurrent layer as ONNX's operators, its weights in their order, for tracing only: its values mean nothing."""
+    """A recurrent layer as ONNX's operators with weights in their order; for tracing only, its values mean nothing."""
 
     def __init__(self, original: nn.Module, core: Core) -> None:
         super().__init__()
@@ -74,7 +74,9 @@ class OnnxKernel(nn.Module):
         for number, layer in enumerate(layer_weights(original)):
             self.register_buffer(f"W{number}", self._rows(layer.w_ih)[None])
             self.register_buffer(f"R{number}", self._rows(layer.w_hh)[None])
-            both = None if layer.b_ih is None or layer.b_hh is None else (self._rows(layer.b_ih), self._rows(layer.b_hh))
+            both = (
+                None if layer.b_ih is None or layer.b_hh is None else (self._rows(layer.b_ih), self._rows(layer.b_hh))
+            )
             self.register_buffer(f"B{number}", None if both is None else torch.cat(both)[None])
 
     def _rows(self, weight: torch.Tensor) -> torch.Tensor:
@@ -83,7 +85,7 @@ class OnnxKernel(nn.Module):
         return torch.cat([gates[gate] for gate in order]).contiguous()
 
     def forward(self, x: torch.Tensor, states: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """x [T, B, F] and states [B, L, H] give y [T, B, H] and new states."""
+        """Inputs x [T, B, F] and states [B, L, H] give y [T, B, H] and new states."""
         core = self.core
         steps, batch = x.shape[0], x.shape[1]
         layers = [self._layers(state, batch) for state in states]
@@ -147,7 +149,9 @@ def to_onnx(plan: Plan, module: nn.Module, path: Path) -> None:
     streaming = Streaming(plan, module.eval(), OnnxKernel).requires_grad_(requires_grad=False)
     tensors = [(tensor.dtype, plan.layout(tensor)) for tensor in plan.inputs]
     tensors += [(state.dtype, state.layout) for state in plan.states]
-    example = tuple(torch.zeros(sized(layout, STREAMS, STEPS), dtype=getattr(torch, dtype)) for dtype, layout in tensors)
+    example = tuple(
+        torch.zeros(sized(layout, STREAMS, STEPS), dtype=getattr(torch, dtype)) for dtype, layout in tensors
+    )
     names = [*(tensor.name for tensor in plan.inputs), *(state.name for state in plan.states)]
     given = [*(tensor.name for tensor in plan.outputs), *(state.successor for state in plan.states)]
     with _quiet():

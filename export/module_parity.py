@@ -35,31 +35,32 @@ _SLACK = "slack"
 Level = Callable[[Mapping[str, npt.NDArray[Any]], Mapping[str, npt.NDArray[Any]]], Arrays]
 
 
-class Slack(TorchDispatchMode):
+class Slack(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every activation is off by up to SLACK float32 epsilons, by an amount that is up to its value.
 
     Libraries approximate them differently, and a net with a long memory adds that up, which isn't the export's doing.
     """
 
-    ABSOLUTE = frozenset({"aten.sigmoid.default"})
-    RELATIVE = frozenset(
-        f"aten.{name}.default"
-        for name in (
-            "tanh gelu silu _softmax _log_softmax exp log erf elu softplus mish native_layer_norm rsqrt sqrt sin cos"
-        ).split()
-    )
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call it, and move its answer."""
         answer = func(*args, **(kwargs or {}))
-        name = str(func)
-        if name not in self.ABSOLUTE and name not in self.RELATIVE:
+        if func is not ABSOLUTE and func not in RELATIVE:
             return answer
         value = answer[0] if isinstance(answer, tuple) else answer
-        given = args[0] if args[0].shape == value.shape else value
-        ripple = SLACK * EPSILON * torch.cos(RIPPLE * given)
-        moved = value + ripple if name in self.ABSOLUTE else value * (1 + ripple)
+        ripple = SLACK * EPSILON * torch.cos(RIPPLE * args[0])
+        moved = value + ripple if func is ABSOLUTE else value * (1 + ripple)
         return (moved, *answer[1:]) if isinstance(answer, tuple) else moved
+
+
+ATEN = torch.ops.aten
+ABSOLUTE = ATEN.sigmoid.default
+RELATIVE = frozenset(
+    getattr(ATEN, name).default
+    for name in (
+        *("tanh", "gelu", "silu", "_softmax", "_log_softmax", "exp", "log", "erf", "elu", "softplus", "mish"),
+        *("native_layer_norm", "rsqrt", "sqrt", "sin", "cos"),
+    )
+)
 
 
 class Levels:
@@ -170,7 +171,7 @@ class Levels:
         return max(GROUPS, min(lanes(self.contract, steps), math.ceil(BUDGET / (widest * steps))))
 
     def _with_slack(self, inputs: Mapping[str, Any], states: Mapping[str, Any]) -> Arrays:
-        with Slack():
+        with Slack():  # type: ignore[no-untyped-call]
             return self._exact.run(inputs, states)
 
     def _run_portable(self, inputs: Mapping[str, Any], states: Mapping[str, Any]) -> Arrays:

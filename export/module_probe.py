@@ -133,7 +133,9 @@ def _guessed(module: nn.Module) -> Tensor:
         raise ModuleError(f"say what forward takes, as in --input {names[0]}=float32[batch,time,5]")
     if isinstance(first, tuple(CELLS)) and first is module:
         return Tensor(names[0], "float32", (BATCH, size))
-    return Tensor(names[0], "float32", (BATCH, TIME, size) if getattr(first, "batch_first", True) else (TIME, BATCH, size))
+    return Tensor(
+        names[0], "float32", (BATCH, TIME, size) if getattr(first, "batch_first", True) else (TIME, BATCH, size)
+    )
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -144,9 +146,7 @@ def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 def _is_state(name: str, parameter: inspect.Parameter) -> bool:
     """Whether an argument may be the state: it has no value of its own, or None and a state's name."""
-    return parameter.default is inspect.Parameter.empty and bool(_LIKE_A_STATE.search(name)) or (
-        parameter.default is None and bool(_LIKE_A_STATE.search(name))
-    )
+    return parameter.default in (inspect.Parameter.empty, None) and bool(_LIKE_A_STATE.search(name))
 
 
 def _convention(

@@ -191,7 +191,7 @@ def _batch_and_time(tensor: Tensor, value: npt.NDArray[Any]) -> npt.NDArray[Any]
 
 
 def held(plan: Plan, inputs: Arrays) -> Arrays:
-    """Inputs without a time axis (a speaker's number, say) keep their first step's value beside others that have time."""
+    """Inputs without a time axis (a speaker's number, say) keep their first value beside others that have time."""
     if plan.bare:
         return inputs
     constant = {tensor.name for tensor in plan.inputs if not tensor.timed}
@@ -249,9 +249,10 @@ def _why(name: str, step: int) -> str:
     else:
         reason = (
             f"step {step} needs more of the past than the states that were found (a convolution over time, an"
-            " attention, a sum over steps, or a state kept in an attribute): let forward take and give it as a state"
+            " attention, a sum over steps, a state kept in an attribute; or it branches on values): let forward take"
+            " and give it as a state"
         )
-    return f"it doesn't stream: {name!r} of the whole sequence and of its steps one by one first differ at step {step}; {reason}"
+    return f"it doesn't stream: {name!r} of a whole sequence and of its steps differ first at step {step}; {reason}"
 
 
 def _check_apart(plan: Plan, module: nn.Module, contract: Contract) -> None:

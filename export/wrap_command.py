@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
@@ -105,7 +106,8 @@ def show(made: wrap.Wrapped, console: Console) -> None:
 
 def table(contract: Contract) -> Table:
     """One line for each tensor: what it is, and where its axes are."""
-    view = Table(title=f"{contract.notes.get(wrap.MARK, contract.name)}: what was understood", title_justify="left")
+    title = Text(f"{contract.notes.get(wrap.MARK, contract.name)}: what was understood")
+    view = Table(title=title, title_justify="left")
     for column in ("", "tensor", "dtype", "one step of one stream", "axes in the graph", ""):
         view.add_column(column)
     for kind, specs in (("input", contract.inputs), ("output", contract.outputs)):

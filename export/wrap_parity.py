@@ -173,7 +173,7 @@ def batches(contract: Contract) -> int:
 
 
 def in_changing_batches(
-    path: Path, contract: Contract, sample: Sample, most: int, seed: int, runs: type[Resident] = Resident
+    path: Path, contract: Contract, sample: Sample, most: int, seed: int, *, runs: type[Resident] = Resident
 ) -> Arrays:
     """All streams on one slab: random members, random lengths, a fresh random row for every new state.
 

@@ -82,7 +82,7 @@ def layer_weights(module: nn.Module) -> list[LayerWeights]:
     """Each layer's weights, gates stacked in PyTorch's order."""
     if isinstance(module, tuple(CELLS)):
         return [LayerWeights(*(getattr(module, kind) for kind in KINDS))]
-    return [LayerWeights(*weights) for weights in module.all_weights]  # type: ignore[arg-type, union-attr]
+    return [LayerWeights(*weights) for weights in module.all_weights]  # type: ignore[union-attr]
 
 
 def gru_cell(weights: LayerWeights, x: Tensor, h: Tensor) -> Tensor:
@@ -140,9 +140,7 @@ def pytorch(module: nn.Module, core: Core) -> Kernel:
             new = answer if core.kind == "LSTM" else (answer,)
             return new[0][None], tuple(state[:, None] for state in new)
         plain = tuple(state.transpose(0, 1).contiguous() for state in states)
-        y, last = module(
-            x.transpose(0, 1) if core.batch_first else x, plain if core.kind == "LSTM" else plain[0]
-        )
+        y, last = module(x.transpose(0, 1) if core.batch_first else x, plain if core.kind == "LSTM" else plain[0])
         new = last if core.kind == "LSTM" else (last,)
         return y.transpose(0, 1) if core.batch_first else y, tuple(state.transpose(0, 1) for state in new)
 
@@ -197,14 +195,14 @@ class StandIn(nn.Module):
         self._held = (original,)  # a tuple hides it from the module's own list of weights
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a user's code asks of the layer: hidden_size, flatten_parameters, …"""
+        """Give whatever else a user's code asks of the layer: hidden_size, flatten_parameters and the like."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.__dict__["_held"][0], name)
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:  # noqa: A002  as PyTorch calls it
-        """As nn.LSTM, nn.GRU, nn.RNN or a cell of theirs."""
+        """Answer as nn.LSTM, nn.GRU, nn.RNN or a cell of theirs does."""
         if isinstance(input, PackedSequence):
             raise RecurrentError(
                 f"{self.name} is given a packed sequence (pack_padded_sequence), which needs whole sequences and their"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.weights import CORE, WeightsError, check_shapes
 
-LAYERS: dict[str, type[nn.RNNBase]] = {"GRU": nn.GRU, "RNN": nn.RNN}
+LAYERS: dict[str, Any] = {"GRU": nn.GRU, "RNN": nn.RNN}
 NONLINEARITIES = ("tanh", "relu")
 
 
