@@ -148,6 +148,8 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
                 " encoder.bias, and a head head.weight and head.bias; --encoder and --head take others' names, and"
                 f" --prefix {prefix or 'PREFIX'} leaves out what is neither"
             )
+    if "head.bias" not in weights and "head.weight" in weights and weights["head.weight"].ndim:
+        weights["head.bias"] = weights["head.weight"].new_zeros(weights["head.weight"].shape[0])  # the same function
     return weights
 
 
