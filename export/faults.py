@@ -101,11 +101,11 @@ def _round_weights(model: ModelProto) -> None:
     for node in _lstms(model):
         for tensor in model.graph.initializer:
             if tensor.name in (node.input[1], node.input[2]):
-                rounded = fewer_bits(numpy_helper.to_array(tensor), TF32_BITS)
+                rounded = _fewer_bits(numpy_helper.to_array(tensor), TF32_BITS)
                 tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
 
 
-def fewer_bits(values: Array, bits: int) -> Array:
+def _fewer_bits(values: Array, bits: int) -> Array:
     """float32 values, rounded to so many bits of fraction."""
     fraction, exponent = np.frexp(values.astype(np.float32))
     rounded = np.round(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1)
@@ -117,9 +117,10 @@ class _Rounding(Resident):
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         for slab in self.slabs.values():
-            slab[read] = fewer_bits(slab[read], TF32_BITS)
+            slab[read] = _fewer_bits(slab[read], TF32_BITS)
         rounded = {
-            name: fewer_bits(value, TF32_BITS) if value.dtype == np.float32 else value for name, value in inputs.items()
+            name: _fewer_bits(value, TF32_BITS) if value.dtype == np.float32 else value
+            for name, value in inputs.items()
         }
         return super().run(rounded, lengths, read, write)
 

@@ -17,7 +17,7 @@ from onnx import ModelProto, numpy_helper
 
 from export import artifact, resident, wrap
 from export.faults import FAULTS as OURS
-from export.faults import TF32_BITS, fewer_bits, found
+from export.faults import TF32_BITS, found
 from export.module_parity import Levels
 from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays
@@ -81,8 +81,15 @@ def _exchange_states(model: ModelProto, contract: Contract) -> None:
 def _round_weights(model: ModelProto, _contract: Contract) -> None:
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
-        if value.dtype == np.float32:
-            tensor.CopyFrom(numpy_helper.from_array(fewer_bits(value, TF32_BITS), tensor.name))
+        if value.dtype == np.float32 and value.ndim:
+            tensor.CopyFrom(numpy_helper.from_array(_rounded(value), tensor.name))
+
+
+def _rounded(value: Array) -> Array:
+    """float32 values with the fraction that TF32 has."""
+    dropped = 23 - TF32_BITS
+    whole = (value.view(np.uint32) + np.uint32(1 << (dropped - 1))) & np.uint32(~((1 << dropped) - 1) & 0xFFFFFFFF)
+    return np.asarray(whole.view(np.float32))
 
 
 def faults_for(contract: Contract) -> list[Fault]:

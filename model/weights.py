@@ -63,6 +63,9 @@ def select(
             if not found:
                 raise WeightsError(f"--{option} {name}: no such keys among {_listed(state_dict)}")
             weights |= {ours + key.removeprefix(_dotted(name)): value for key, value in found.items()}
+    weight = weights.get("head.weight")
+    if isinstance(weight, Tensor) and weight.ndim and "head.bias" not in weights:
+        weights["head.bias"] = weight.new_zeros(weight.shape[0])  # the same function
     if prefix is None:
         return Selection(weights | rest, ())
     within = {key.removeprefix(_dotted(prefix)): key for key in rest if key.startswith(_dotted(prefix))}
@@ -148,8 +151,6 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
                 " encoder.bias, and a head head.weight and head.bias; --encoder and --head take others' names, and"
                 f" --prefix {prefix or 'PREFIX'} leaves out what is neither"
             )
-    if "head.bias" not in weights and "head.weight" in weights and weights["head.weight"].ndim:
-        weights["head.bias"] = weights["head.weight"].new_zeros(weights["head.weight"].shape[0])  # the same function
     return weights
 
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-any-return"
 """Modules as users write them, each kind of forward once, and those that can't stream; FILE.py for the command line."""
 
 from __future__ import annotations

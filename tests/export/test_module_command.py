@@ -108,12 +108,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModuleError, match=r"missing gru.bias_hh_l0.*unknown model.gru.*try --prefix model"):
         load_module(f"{FILE}:Carrying", tmp_path / "a.pt")
     torch.save(weights | {"head.bias": torch.zeros(3)}, tmp_path / "b.pt")
-    with pytest.raises(ModuleError, match="doesn't fit the module: .*head.bias"):
+    with pytest.raises(ModuleError, match=r"doesn't fit the module: .*head.bias"):
         load_module(f"{FILE}:Carrying", tmp_path / "b.pt")
     torch.save(weights | {"head.bias": torch.full((2,), float("nan"))}, tmp_path / "c.pt")
-    with pytest.raises(ModuleError, match="NaN or infinity in head.bias"):
+    with pytest.raises(ModuleError, match=r"NaN or infinity in head.bias"):
         load_module(f"{FILE}:Carrying", tmp_path / "c.pt")
-    with pytest.raises(ModuleError, match="there are no --weights"):
+    with pytest.raises(ModuleError, match=r"there are no --weights"):
         load_module(f"{FILE}:Carrying", prefix="a")
 
 
@@ -126,7 +126,7 @@ def test_a_first_state_reads_as_nested_as_it_is() -> None:
     begin = first_state({"h": "float32[batch,7]", "c": "float32[batch,8]"})
     assert begin is not None
     assert [value.shape for value in begin(2)] == [(2, 7), (2, 8)]
-    with pytest.raises(ModuleError, match="--state h=7"):
+    with pytest.raises(ModuleError, match=r"--state h=7"):
         first_state({"h": "7"})
 
 

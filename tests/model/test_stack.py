@@ -42,12 +42,12 @@ def test_cells_embeddings_and_heads() -> None:
 
 def test_an_rnn_needs_to_be_told_its_nonlinearity() -> None:
     """It isn't in the weights."""
-    with pytest.raises(WeightsError, match="--nonlinearity tanh or relu"):
+    with pytest.raises(WeightsError, match=r"--nonlinearity tanh or relu"):
         stack("RNN", normalize(nn.RNN(5, 6).state_dict()))
 
 
 def test_weights_of_wrong_shapes_are_refused() -> None:
     """By the name of the weight."""
     weights = normalize(nn.GRU(5, 6).state_dict())
-    with pytest.raises(WeightsError, match="lstm.bias_ih_l0 has shape"):
+    with pytest.raises(WeightsError, match=r"lstm.bias_ih_l0 has shape"):
         stack("GRU", weights | {"lstm.bias_ih_l0": torch.zeros(17)})
