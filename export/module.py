@@ -84,7 +84,7 @@ def export_module(
     with artifact.staged(final) as folder, tempfile.TemporaryDirectory() as scratch:
         progress("tracing", 0, 1)
         path = Path(scratch) / artifact.MODEL
-        plan, more = _traced(plan, module, path)
+        plan, more = traced(plan, module, path)
         made = wrap.make(path, folder, name=name, asked=plan.asked(), progress=progress, notes=notes)
         contract = replace(made.contract, precision="fp32")
         _rewrite(folder, contract)
@@ -119,7 +119,7 @@ def _bounded(plan: Plan, ranges: Mapping[str, tuple[int, int]]) -> Plan:
     return replace(plan, inputs=tuple(replace(t, bounds=ranges.get(t.name, t.bounds)) for t in plan.inputs))
 
 
-def _traced(plan: Plan, module: nn.Module, path: Path) -> tuple[Plan, tuple[str, ...]]:
+def traced(plan: Plan, module: nn.Module, path: Path) -> tuple[Plan, tuple[str, ...]]:
     """Write the graph, with time if it can be free; the plan that it is of."""
     if plan.stepwise:
         to_onnx(plan, copy.deepcopy(module), path)

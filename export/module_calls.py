@@ -54,14 +54,19 @@ class Convention:
             return named(answer)
         if self.gives is Gives.ALL:
             return dict([(Y, leaf) for leaf in leaves(answer)][:1])
-        outputs = tuple(answer)[: -len(self.states)]
+        outputs = self._several(answer)[: -len(self.states)]
         return named(outputs[0] if len(outputs) == 1 else outputs)
 
     def state(self, answer: Any) -> tuple[Any, ...]:
         """An answer's new state, one nested value for each state argument."""
         if self.gives is Gives.NOTHING:
             return ()
-        return (answer,) if self.gives is Gives.ALL else tuple(answer)[-len(self.states) :]
+        return (answer,) if self.gives is Gives.ALL else self._several(answer)[-len(self.states) :]
+
+    def _several(self, answer: Any) -> tuple[Any, ...]:
+        if not isinstance(answer, (tuple, list)) or len(answer) <= len(self.states):
+            raise ModuleError(f"it gives no outputs with the new {', '.join(self.states)} behind them")
+        return tuple(answer)
 
 
 def named(answer: Any, name: str = "") -> dict[str, Tensor]:

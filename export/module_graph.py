@@ -184,6 +184,8 @@ def _cause(error: BaseException) -> str:
         if any(sign in str(cause) for cause in causes):
             text = f"its control flow depends on values (if, while or int() of a tensor): {text}"
             break
+    if any("specialized" in str(cause) or "Constraints violated" in str(cause) for cause in causes):
+        text = "its code takes a size as a number (a Python loop over time, or a view of fixed sizes)"
     return one_line(Exception(text))[:200]
 
 

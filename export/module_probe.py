@@ -120,8 +120,9 @@ def find_plan(module: nn.Module, inputs: Sequence[Tensor], begin: Begin | None =
 
 def _guessed(module: nn.Module) -> Tensor:
     """The input of a module that says itself what it takes: by its only argument and its first layer."""
-    names = [name for name, parameter in _parameters(module).items() if not _is_state(name, parameter)]
-    names = names or list(_parameters(module))[:1]
+    found = _parameters(module)
+    names = [name for name, p in found.items() if p.default is p.empty and not _is_state(name, p)]
+    names = names or list(found)[:1]
     layers = [part for part in module.modules() if not list(part.children())]
     if len(names) != 1 or not layers:
         raise ModuleError("say what forward takes, as in --input x=float32[batch,time,5]")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from export import wrap_parity
 from export.layouts import BATCH, TIME
@@ -31,6 +32,18 @@ LANES = 3
 _APART = 1e-9  # of the largest value: what float64 leaves of a module that streams is about 1e-15
 
 
+class Widened(TorchFunctionMode):
+    """Where a user's code says float32 (`x.float()`, as bytes need), it gets float64: the truth has no other floats."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it with the wider dtype."""
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        given = {name: torch.float64 if arg is torch.float32 else arg for name, arg in (kwargs or {}).items()}
+        return func(*args, **given)
+
+
 @contextmanager
 def arithmetic(dtype: torch.dtype) -> Iterator[None]:
     """Floats that a user's code makes by itself (torch.zeros, …) are of this dtype, for the block; on one thread."""
@@ -38,7 +51,7 @@ def arithmetic(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(dtype)
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), Widened() if dtype is torch.float64 else nullcontext():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -214,7 +227,7 @@ def check_streams(plan: Plan, module: nn.Module) -> None:
     except Exception as error:  # whatever a user's code raises
         raise ModuleError(
             f"it can't be computed in float64, by which the truth is made: {type(error).__name__}: {one_line(error)}"
-            " (make tensors in the input's dtype, and no .float() in forward)"
+            " (make tensors in the input's dtype)"
         ) from error
     for tensor in plan.outputs:
         step = first_apart(whole[tensor.name], steps[tensor.name])

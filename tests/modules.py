@@ -120,6 +120,47 @@ class Own(nn.Module):
         return h.sum(-1), h, count + 1
 
 
+class Speaking(nn.Module):
+    """An input without time beside one with it, bytes, a norm that has learned its means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speakers = nn.Embedding(4, 5)
+        self.gru, self.norm = nn.GRU(5, 6, batch_first=True), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor, speaker: Tensor) -> Tensor:
+        y, _ = self.gru(x.float() / 255 + self.speakers(speaker)[:, None])
+        return self.norm(y.transpose(1, 2)).transpose(1, 2)
+
+
+class HandWritten(nn.Module):
+    """A loop over time around layers that don't recur; its state may be None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(5, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if h is None:
+            h = torch.zeros(x.size(0), 6)
+        found = []
+        for step in range(x.size(1)):
+            h = torch.tanh(self.inner(x[:, step]) + self.outer(h))
+            found.append(h)
+        return torch.stack(found, 1), h
+
+
+class Quiet(nn.Module):
+    """It could be given a state, but gives none; and lengths, which are no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 6, batch_first=True)
+
+    def forward(self, x: Tensor, hidden: Any = None, lengths: Any = None) -> Tensor:
+        return self.lstm(x, hidden)[0]
+
+
 class Bidirectional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

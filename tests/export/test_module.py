@@ -14,10 +14,11 @@ from torch import nn
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME
-from export.module import export_module
+from export.module import export_module, traced
 from export.module_calls import ModuleError
 from export.module_code import first_state
 from export.module_graph import OnnxKernel, Streaming, to_onnx
+from export.module_parity import Slack
 from export.module_plan import Plan, parse_input
 from export.module_probe import find_plan
 from export.module_streams import Streamed, Whole, check_streams, first_apart
@@ -83,6 +84,17 @@ KINDS = {
         {"state0": (BATCH, 6), "state1": (BATCH, 6)},
         {"y": (BATCH, 6)},
         {"state": "(float32[batch,6],float32[batch,6])"},
+    ),
+    "an input without time": Kind(
+        modules.Speaking,
+        ["x=uint8[batch,time,5]", "speaker=int64[batch]"],
+        True,
+        {"gru.h": (BATCH, 1, 6)},
+        {"y": (BATCH, TIME, 6)},
+    ),
+    "a loop of its own": Kind(modules.HandWritten, [X], False, {"h": (BATCH, 6)}, {"y": (BATCH, TIME, 6)}),
+    "no state given": Kind(
+        modules.Quiet, [], False, {"lstm.h": (BATCH, 1, 6), "lstm.c": (BATCH, 1, 6)}, {"y": (BATCH, TIME, 6)}
     ),
     "nn.LSTM": Kind(
         lambda: nn.LSTM(5, 6, 2), [], False, {"hx0": (2, BATCH, 6), "hx1": (2, BATCH, 6)}, {"y": (TIME, BATCH, 6)}
@@ -227,6 +239,29 @@ def test_tracing_leaves_the_module_and_dtypes_as_they_were() -> None:
     assert isinstance(module.cell, nn.GRUCell)
     assert torch.get_default_dtype() == torch.float32
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_time_that_is_a_number_in_the_code_is_one_step(tmp_path: Path) -> None:
+    """A graph whose time can't be free takes single steps, and says why."""
+    module, plan = planned(modules.HandWritten, [X])
+    found, remarks = traced(plan, module, tmp_path / "a.onnx")
+    assert found.stepwise
+    assert "a Python loop over time" in remarks[0]
+    assert len(onnx.load(tmp_path / "a.onnx").graph.input[0].type.tensor_type.shape.dim) == 2
+
+
+def test_slack_moves_activations_by_epsilons_only() -> None:
+    """By 1.5 epsilons at most, in formulas and elsewhere; sums and products stay as they are."""
+    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    most = 1.5 * float(np.finfo(np.float32).eps)
+    with Slack():  # type: ignore[no-untyped-call]
+        found = [torch.sigmoid(x), torch.tanh(x), torch.softmax(x, 0), x * 3 + 1]
+    exact = [torch.sigmoid(x), torch.tanh(x), torch.softmax(x, 0), x * 3 + 1]
+    moved = [float((a - b).abs().max()) for a, b in zip(found, exact, strict=True)]
+    assert all(
+        0.3 * most * float(value.abs().max()) < by <= most for value, by in zip(exact[:3], moved[:3], strict=True)
+    )
+    assert moved[3] == 0
 
 
 def test_an_export_proves_its_module(tmp_path: Path) -> None:
