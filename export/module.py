@@ -20,7 +20,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from export import artifact, machine, module_faults, wrap
+from export import artifact, checks, machine, module_faults, wrap
 from export.invariance import invariances
 from export.module_calls import ModuleError
 from export.module_graph import to_onnx
@@ -30,6 +30,7 @@ from export.module_probe import find_plan
 from export.module_streams import check_streams
 from export.page import artifact_page
 from export.pipeline import Evidence, ParityError, refuse_failed
+from export.theirs import one_line
 from model.contract import Certificate, Contract, ParityRecord
 
 MODULE = "module"  # the note that tells an artifact made from a user's module
@@ -134,9 +135,17 @@ def traced(plan: Plan, module: nn.Module, path: Path) -> tuple[Plan, tuple[str, 
 
 
 def _rewrite(folder: Path, contract: Contract) -> None:
-    for name in (artifact.MODEL, artifact.RESIDENT):
+    """Both graphs under this contract, which they must keep: valid ONNX, and just its inputs and outputs."""
+    subjects = {artifact.MODEL: checks.portable_subject, artifact.RESIDENT: checks.resident_subject}
+    for name, subject_of in subjects.items():
         model, _ = artifact.read_graph(folder / name, weights=False)
         artifact.write_graph(model, folder / name, contract)
+        subject = subject_of(folder / name, model, contract)
+        for check in (checks.check_valid, checks.check_opset, checks.check_signature, checks.check_weights_outside):
+            try:
+                check(subject)
+            except checks.StructureError as error:
+                raise checks.StructureError(f"{name}: {check.__name__}: {one_line(error)}") from error
 
 
 def _prove(

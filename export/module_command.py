@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from export import artifact, module, wrap, wrap_command
 from export.module_code import first_state, load_module
@@ -21,7 +22,6 @@ from export.module_parity import STEPS
 from export.report import findings, parity_table
 from model.checkpoint import Others
 from model.stack import stack
-from model.weights import WeightsError
 
 MODULE = "module"
 
@@ -93,11 +93,8 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
 def run_weights(others: Others, final: Path, *, name: str, nonlinearity: str | None, progress: Any) -> module.Exported:
     """Export the weights of a GRU or a plain RNN, by the module that they are of; raises WeightsError."""
     made = stack(others.kind, others.weights, nonlinearity)
-    size = getattr(made.encoder or made.lstm, "in_features", None) or made.lstm.input_size
-    tokens = made.encoder is not None and hasattr(made.encoder, "num_embeddings")
-    spec = "x=int64[batch,time]" if tokens else f"x=float32[batch,time,{size}]"
-    if not made.state_dict():
-        raise WeightsError("no weights")
+    size = made.encoder.in_features if isinstance(made.encoder, nn.Linear) else made.lstm.input_size
+    spec = "x=int64[batch,time]" if isinstance(made.encoder, nn.Embedding) else f"x=float32[batch,time,{size}]"
     return module.export_module(
         made, final, name=name, inputs=[spec], origin=f"nn.{others.kind}", progress=progress, steps=STEPS
     )
