@@ -1,4 +1,4 @@
-"""The command line: `python -m export CHECKPOINT --name NAME`, `… prove ARTIFACT` and `… wrap THEIRS.onnx`."""
+"""The command line: `python -m export CHECKPOINT --name NAME`, `… prove ARTIFACT`, `… wrap` and `… module`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from export import artifact, pipeline, wrap, wrap_command
+from export import artifact, module, module_command, pipeline, wrap, wrap_command
 from export.checks import StructureError
+from export.module_calls import ModuleError
 from export.precision import Precision
 from export.report import cost, findings, parity_table, percent
 from export.resident import ResidentError
 from export.theirs import WrapError
-from model.checkpoint import CheckpointError, load
+from model.checkpoint import CheckpointError, Others, Picked, load_any
 from model.contract import Contract, ContractError
+from model.stack import NONLINEARITIES
+from model.weights import WeightsError
 
 FAULTS = (
     CheckpointError,
@@ -29,6 +32,8 @@ FAULTS = (
     pipeline.ParityError,
     artifact.ArtifactError,
     WrapError,
+    ModuleError,
+    WeightsError,
 )
 PROVE = "prove"
 INTERRUPTED = 130  # 128 and the signal, as shells have it
@@ -39,8 +44,9 @@ def _export_parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Export a PyTorch LSTM to ONNX, prove that it computes the same, and write it as an artifact that"
         " the server can serve. CHECKPOINT is a .safetensors file (ours, or the bare weights of a torch.nn.LSTM) or a"
-        " .pt/.pth file made by torch.save(module.state_dict(), …), which is read without running code. Sizes are"
-        " inferred from the weights.",
+        " .pt/.pth/.ckpt file made by torch.save(module.state_dict(), …) or by Lightning, which is read without running"
+        " code. Sizes are inferred from the weights. An nn.LSTMCell's are those of an LSTM; an nn.GRU's and an nn.RNN's"
+        " are exported as a module of them.",
         epilog="precisions, each with its own bar (see the certificate for what has never run on a GPU):\n"
         + "".join(f"  {precision:5}{precision.terms.means}\n" for precision in Precision)
         + "\nwhat is written, only when everything passed:\n"
@@ -55,6 +61,8 @@ def _export_parser() -> argparse.ArgumentParser:
         "  python -m export my_lstm.pt --name mine --precision int8  # 8-bit weights\n"
         "  python -m export prove artifacts/bytelm                 # prove the newest version again\n"
         "  python -m export prove artifacts/bytelm/1               # or this one\n"
+        "  python -m export last.ckpt --name mine --prefix model.lstm --head model.fc    # out of a bigger module\n"
+        "  python -m export module --help                          # a module of your own\n"
         "  python -m export wrap --help                            # somebody else's ONNX model",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,6 +77,10 @@ def _export_parser() -> argparse.ArgumentParser:
         default=Precision.FP32,
         help="of the products; gates and states are float32 in all (default: %(default)s)",
     )
+    parser.add_argument("--prefix", help="of the layer's keys in a bigger module's checkpoint: model.lstm")
+    parser.add_argument("--encoder", help="the keys of an embedding or linear map in front: model.embed")
+    parser.add_argument("--head", help="the keys of a linear map behind: model.fc")
+    parser.add_argument("--nonlinearity", choices=NONLINEARITIES, help="a plain RNN's, which its weights don't say")
     return parser
 
 
@@ -102,7 +114,18 @@ def _progress(console: Console) -> Iterator[pipeline.Progress]:
 def _export(arguments: list[str], console: Console) -> None:
     options = _export_parser().parse_args(arguments)
     final = artifact.target(options.out, options.name, options.version)
-    checkpoint = load(options.checkpoint)
+    checkpoint = load_any(options.checkpoint, Picked(options.prefix, options.encoder, options.head))
+    if checkpoint.ignored:
+        console.print(f"left out, of other modules: {', '.join(checkpoint.ignored)}", markup=False)
+    if isinstance(checkpoint, Others):
+        if options.precision.reduced:
+            raise CheckpointError(f"{options.checkpoint}: --precision {options.precision} is for LSTMs only")
+        with _progress(console) as progress:
+            exported = module_command.run_weights(
+                checkpoint, final, name=options.name, nonlinearity=options.nonlinearity, progress=progress
+            )
+        module_command.show(exported, options.out, console)
+        return
     with _progress(console) as progress:
         proved = pipeline.export(checkpoint, final, name=options.name, precision=options.precision, progress=progress)
     console.print(parity_table(proved.records))
@@ -121,6 +144,8 @@ def _prove(arguments: list[str], console: Console) -> None:
     console.print(wrap_command.table(proved.contract) if wrapped else parity_table(proved.records))
     if isinstance(proved, pipeline.Proved):
         console.print(findings(proved.evidence.invariances, proved.evidence.controls))
+    if module.MODULE in proved.contract.notes:
+        console.print(f"not proved again: {module.NOT_AGAIN}")
     console.print(f"{proved.folder} is proved again by {len(proved.records)} comparisons; its weights are unchanged")
     if isinstance(proved, pipeline.Proved):
         console.print(*_what_was_proved(proved.contract))
@@ -140,6 +165,10 @@ def _wrap(arguments: list[str], console: Console) -> None:
     wrap_command.run(arguments, console, _progress)
 
 
+def _module(arguments: list[str], console: Console) -> None:
+    module_command.run(arguments, console, _progress)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; a fault is one line and exit code 1, wrong usage exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -149,6 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
         command, arguments = _prove, arguments[1:]
     elif arguments[:1] == [wrap_command.WRAP]:
         command, arguments = _wrap, arguments[1:]
+    elif arguments[:1] == [module_command.MODULE]:
+        command, arguments = _module, arguments[1:]
     try:
         command(arguments, console)
     except FAULTS as error:

@@ -147,7 +147,7 @@ def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -
         if all(record.steps == max(STEPS) for record in batch):
             curves = {subject: errors.tolist() for subject, errors in levels.curves.items()}
         progress("parity", done, total)
-    _refuse_failed(records)
+    refuse_failed(records)
     held = invariances(folder / artifact.RESIDENT, contract)
     controls = {}
     for done, (name, ratio) in enumerate(faults.controls(module, contract), start=levels.batches + 2):
@@ -156,7 +156,7 @@ def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -
     return Evidence(tuple(records), held, controls, curves)
 
 
-def _refuse_failed(records: Sequence[ParityRecord]) -> None:
+def refuse_failed(records: Sequence[ParityRecord]) -> None:
     """Raise ParityError, naming the worst comparison, where one failed."""
     failed = [record for record in records if not record.passed]
     if failed:

@@ -6,6 +6,7 @@ Owns that order and what is asked of it. Whatever raises, nothing appears under 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from export.theirs import Theirs, WrapError, fold, one_line, read, restore
 from export.unbatched import add_batch
 from export.understanding import Asked, Understood, fitted, loosened, understand
 from export.wrap_parity import ByHand
-from model.contract import Contract, ParityRecord
+from model.contract import Certificate, Contract, ParityRecord
 
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
 BATCHES = "batches"  # the note that says how the graph takes them
@@ -68,19 +69,44 @@ def wrap(
 
     Raises WrapError, ResidentError, StructureError or ArtifactError, and then leaves nothing.
     """
-    work = _Work(read(path), asked or Asked(), progress)
-    _check_theirs(path)
     with artifact.staged(final) as folder:
-        ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
-        contract, records = _first_that_holds(work, folder, name, ways)
-        names = (artifact.MODEL, artifact.RESIDENT)
-        graphs = {graph: artifact.read_graph(folder / graph, weights=False)[0] for graph in names}
-        certified = artifact.certify(contract, wrap_proof.certificate(records, contract), graphs)
-        assert certified.certificate is not None
-        for graph, model in graphs.items():
-            artifact.write_graph(model, folder / graph, certified)
-        artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
-    return Wrapped(final, certified, records, tuple(work.remarks))
+        made = make(path, folder, name=name, asked=asked or Asked(), batching=batching, progress=progress)
+        contract = certify(folder, made.contract, wrap_proof.certificate(made.records, made.contract))
+    return replace(made, folder=final, contract=contract)
+
+
+def make(
+    path: Path,
+    folder: Path,
+    *,
+    name: str,
+    asked: Asked,
+    batching: Batching = Batching.AUTO,
+    progress: wrap_proof.Progress = silent,
+    notes: Mapping[str, str] | None = None,
+) -> Wrapped:
+    """Write both graphs of the ONNX file `path` into `folder`, proved against that file but not yet certified.
+
+    `notes` are people's, instead of the file's own name and digest. Raises what `wrap` does.
+    """
+    work = _Work(read(path), asked, progress)
+    _check_theirs(path)
+    ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
+    notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
+    contract, records = _first_that_holds(work, folder, name, ways, notes)
+    return Wrapped(folder, contract, records, tuple(work.remarks))
+
+
+def certify(folder: Path, contract: Contract, certificate: Certificate) -> Contract:
+    """Write both graphs in `folder` anew, with their certificate, and the certificate beside them."""
+    names = (artifact.MODEL, artifact.RESIDENT)
+    graphs = {graph: artifact.read_graph(folder / graph, weights=False)[0] for graph in names}
+    certified = artifact.certify(contract, certificate, graphs)
+    assert certified.certificate is not None
+    for graph, model in graphs.items():
+        artifact.write_graph(model, folder / graph, certified)
+    artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
+    return certified
 
 
 def is_wrapped(path: Path) -> bool:
@@ -123,7 +149,7 @@ def _check_theirs(path: Path) -> None:
 
 
 def _first_that_holds(
-    work: _Work, folder: Path, name: str, ways: list[bool]
+    work: _Work, folder: Path, name: str, ways: list[bool], notes: Mapping[str, str]
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants])
@@ -132,7 +158,6 @@ def _first_that_holds(
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
-    notes = {MARK: work.theirs.path.name, "source": _digest(work.theirs.path)}
     last: WrapError | None = None
     for together in ways:
         try:

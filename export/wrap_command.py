@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
@@ -100,18 +101,19 @@ def show(made: wrap.Wrapped, console: Console) -> None:
     console.print(table(made.contract))
     for remark in made.remarks:
         console.print(f"  {remark}", markup=False)
-    console.print(f"  {_how_it_runs(made.contract)}", markup=False)
+    console.print(f"  {how_it_runs(made.contract)}", markup=False)
 
 
 def table(contract: Contract) -> Table:
     """One line for each tensor: what it is, and where its axes are."""
-    view = Table(title=f"{contract.notes.get(wrap.MARK, contract.name)}: what was understood", title_justify="left")
+    title = Text(f"{contract.notes.get(wrap.MARK, contract.name)}: what was understood")
+    view = Table(title=title, title_justify="left")
     for column in ("", "tensor", "dtype", "one step of one stream", "axes in the graph", ""):
         view.add_column(column)
     for kind, specs in (("input", contract.inputs), ("output", contract.outputs)):
         for spec in specs:
-            bounds = f"{spec.minimum} … {spec.maximum}" if spec.maximum is not None else ""
-            view.add_row(kind, escape(spec.name), spec.dtype, _shape(spec), _axes(spec), bounds)
+            limits = f"{spec.minimum} … {spec.maximum}" if spec.maximum is not None else ""
+            view.add_row(kind, escape(spec.name), spec.dtype, _shape(spec), _axes(spec), limits)
     for state in contract.states:
         first = "from zero" if state.initial is None else "from its own first value"
         names = escape(f"{state.input} → {state.output}")
@@ -125,17 +127,18 @@ def table(contract: Contract) -> Table:
 def asked_of(options: argparse.Namespace) -> Asked:
     """The options as values; raises WrapError for one that doesn't read."""
     return Asked(
-        states=_pairs("state", options.state),
+        states=pairs("state", options.state),
         inputs=tuple(options.input),
         outputs=tuple(options.output),
-        constants={name: _array("constant", value) for name, value in _pairs("constant", options.constant).items()},
-        initial={name: _array("initial", value) for name, value in _pairs("initial", options.initial).items()},
-        shapes={name: _layout(name, value) for name, value in _pairs("shape", options.shape).items()},
-        ranges={name: _range(name, value) for name, value in _pairs("range", options.range).items()},
+        constants={name: _array("constant", value) for name, value in pairs("constant", options.constant).items()},
+        initial={name: _array("initial", value) for name, value in pairs("initial", options.initial).items()},
+        shapes={name: _layout(name, value) for name, value in pairs("shape", options.shape).items()},
+        ranges={name: bounds(name, value) for name, value in pairs("range", options.range).items()},
     )
 
 
-def _pairs(option: str, given: list[str]) -> dict[str, str]:
+def pairs(option: str, given: list[str]) -> dict[str, str]:
+    """The values of a repeatable option NAME=VALUE, by name; raises WrapError for one that doesn't read."""
     found: dict[str, str] = {}
     for text in given:
         name, value = _split(option, text)
@@ -180,15 +183,16 @@ def _layout(name: str, text: str) -> Layout:
     return tuple(part if part in _AXES else int(part) for part in parts)
 
 
-def _range(name: str, text: str) -> tuple[int, int]:
+def bounds(name: str, text: str) -> tuple[int, int]:
+    """LOW:HIGH; raises WrapError where it doesn't read."""
     low, _, high = text.partition(":")
     try:
-        bounds = int(low), int(high)
+        both = int(low), int(high)
     except ValueError as error:
         raise WrapError(f"--range {name}={text}: it has the form LOW:HIGH") from error
-    if bounds[0] > bounds[1]:
+    if both[0] > both[1]:
         raise WrapError(f"--range {name}={text}: {low} is more than {high}")
-    return bounds
+    return both
 
 
 def _shape(spec: TensorSpec | StatePair) -> str:
@@ -204,6 +208,7 @@ def _axes(spec: TensorSpec | StatePair) -> str:
     return escape(f"[{', '.join(axes)}]")
 
 
-def _how_it_runs(contract: Contract) -> str:
+def how_it_runs(contract: Contract) -> str:
+    """What a run of the resident graph takes."""
     steps = "several steps of each" if contract.ragged else "one step of each"
     return f"a run takes {steps}, its streams {contract.notes.get(wrap.BATCHES, 'together')}"

@@ -151,7 +151,7 @@ def records(
         truth = by_hand.run(sample)
         for most in (1, CHUNK) if contract.ragged else (1,):
             kind = "step by step" if most == 1 else f"ragged chunks of 1 to {most}"
-            answer = _in_changing_batches(folder / names[1], contract, sample, most, seed)
+            answer = in_changing_batches(folder / names[1], contract, sample, most, seed)
             subject = f"{names[1]}, {kind}, in batches that change"
             yield compare_bits(subject=subject, sample=sample, answer=answer, truth_name=truth_name, truth=truth)
     steps = -(-CROWD_STEPS // by_hand.steps) * by_hand.steps
@@ -172,11 +172,16 @@ def batches(contract: Contract) -> int:
     return 2 * (1 + contract.ragged) + 1
 
 
-def _in_changing_batches(path: Path, contract: Contract, sample: Sample, most: int, seed: int) -> Arrays:
-    """All streams on one slab: random members, random lengths, a fresh random row for every new state."""
+def in_changing_batches(
+    path: Path, contract: Contract, sample: Sample, most: int, seed: int, *, runs: type[Resident] = Resident
+) -> Arrays:
+    """All streams on one slab: random members, random lengths, a fresh random row for every new state.
+
+    `runs` is what runs the graph; suites give one with a fault to see whether it is found.
+    """
     random = np.random.default_rng([seed, most])
     streams = len(next(iter(sample.inputs.values())))
-    resident = Resident(path, contract, rows=4 * streams)
+    resident = runs(path, contract, rows=4 * streams)
     free = [int(row) for row in 1 + random.permutation(4 * streams - 1)]
     rows = [free.pop() for _ in range(streams)]
     _begin(resident, rows, sample)

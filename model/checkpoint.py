@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.lstm import LSTM, Spec
-from model.weights import WeightsError
+from model.weights import WeightsError, check_finite, kind_of, normalize, select
 
 SPEC_KEY = "cellstream.spec"
 NOTES_KEY = "cellstream.notes"
@@ -37,6 +37,25 @@ class Checkpoint:
 
     module: LSTM
     notes: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()  # keys of the file that belong to other modules
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Which of a bigger module's weights are meant: the recurrent layer's prefix, an encoder's and a head's names."""
+
+    prefix: str | None = None
+    encoder: str | None = None
+    head: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The weights of a GRU or a plain RNN, under our names."""
+
+    kind: str
+    weights: Mapping[str, Tensor]
+    ignored: tuple[str, ...]
 
 
 def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
@@ -53,35 +72,57 @@ def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) ->
         unfinished.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint: our safetensors, a bare torch.nn.LSTM's weights as safetensors, or a .pt/.pth state dict.
+EVERYTHING = Picked()
 
-    Pickled files are read with weights_only, so no code of theirs runs. Raises CheckpointError naming the file.
+
+def load(path: Path, picked: Picked = EVERYTHING) -> Checkpoint:
+    """Read a checkpoint: our safetensors, a torch.nn.LSTM's weights as safetensors, or a .pt/.pth state dict.
+
+    `picked` says which weights of a bigger module are meant. Pickled files are read with weights_only, so no code of
+    theirs runs. Raises CheckpointError naming the file.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "doesn't exist"
-        raise CheckpointError(f"{path} {what}: give a .safetensors, .pt or .pth file")
+    found = load_any(path, picked)
+    if isinstance(found, Others):
+        raise CheckpointError(f"{path}: the weights of {found.kind}, not of an LSTM")
+    return found
+
+
+def load_any(path: Path, picked: Picked = EVERYTHING) -> Checkpoint | Others:
+    """The same, or the weights of a GRU or a plain RNN."""
+    weights, metadata = read_weights(path)
     try:
-        if path.suffix in SAFETENSORS:
-            return _load_safetensors(path)
-        if path.suffix in PICKLED:
-            return Checkpoint(LSTM.from_state_dict(_load_pickled(path)))
+        selection = select(weights, prefix=picked.prefix, encoder=picked.encoder, head=picked.head)
+        normal = normalize(selection.weights)
+        if (kind := kind_of(normal)) != "LSTM":
+            check_finite(normal)
+            return Others(kind, {name: value.float() for name, value in normal.items()}, selection.ignored)
+        spec = Spec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
+        module = LSTM.from_state_dict(selection.weights, spec)
+        return Checkpoint(module, _notes(metadata.get(NOTES_KEY, "{}"), path), selection.ignored)
     except WeightsError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (RuntimeError, NotImplementedError, MemoryError) as error:  # sparse tensors, sizes beyond all memory
         raise CheckpointError(f"{path}: PyTorch can't build an LSTM of these weights and sizes") from error
+
+
+def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """A file's state dict, whatever module it is of, and its metadata; raises CheckpointError naming the file."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "doesn't exist"
+        raise CheckpointError(f"{path} {what}: give a .safetensors, .pt or .pth file")
+    if path.suffix in SAFETENSORS:
+        return _read_safetensors(path)
+    if path.suffix in PICKLED:
+        return _load_pickled(path), {}
     raise CheckpointError(f"{path}: {path.suffix or 'no suffix'} is none of {', '.join(SAFETENSORS + PICKLED)}")
 
 
-def _load_safetensors(path: Path) -> Checkpoint:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
-    spec = Spec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
-    return Checkpoint(LSTM.from_state_dict(weights, spec), _notes(metadata.get(NOTES_KEY, "{}"), path))
 
 
 def _notes(text: str, path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a state dict holds: normalizes its names, reads the LSTM's sizes from it, and says clearly what is wrong.
+"""What a state dict holds: picks and names its weights, reads the LSTM's sizes from them, says clearly what is wrong.
 
 Owns the naming of weights (`lstm.*`, `encoder.*`, `head.*`) and every refusal of weights. Knows no modules.
 """
@@ -19,6 +19,10 @@ _LAYER_KEY = re.compile(
 )
 
 
+_CELL_KEY = re.compile(r"^(?P<prefix>.*?)(?P<kind>weight_ih|weight_hh|bias_ih|bias_hh)$")
+_GATES_OF = {4: "LSTM", 3: "GRU", 1: "RNN"}
+
+
 class WeightsError(ValueError):
     """These weights aren't those of an LSTM that can be built."""
 
@@ -37,21 +41,101 @@ class CoreSpec(NamedTuple):
     proj_size: int | None = None
 
 
+class Selection(NamedTuple):
+    """What was picked out of a bigger module's weights, under our names, and the keys that were left."""
+
+    weights: dict[str, Any]
+    ignored: tuple[str, ...]
+
+
+def select(
+    state_dict: Mapping[str, Any], *, prefix: str | None = None, encoder: str | None = None, head: str | None = None
+) -> Selection:
+    """Pick one recurrent layer by the prefix of its keys, an encoder and a head by their names.
+
+    Without a prefix nothing is left out: what isn't picked stays, and is refused later. Raises WeightsError where a
+    name isn't there.
+    """
+    weights: dict[str, Any] = {}
+    rest = dict(state_dict)
+    for option, name, ours in (("encoder", encoder, "encoder."), ("head", head, "head.")):
+        if name is not None:
+            found = {key: rest.pop(key) for key in list(rest) if key.startswith(_dotted(name))}
+            if not found:
+                raise WeightsError(f"--{option} {name}: no such keys among {_listed(state_dict)}")
+            weights |= {ours + key.removeprefix(_dotted(name)): value for key, value in found.items()}
+    weight = weights.get("head.weight")
+    if isinstance(weight, Tensor) and weight.ndim and "head.bias" not in weights:
+        weights["head.bias"] = weight.new_zeros(weight.shape[0])  # the same function
+    if prefix is None:
+        return Selection(weights | rest, ())
+    within = {key.removeprefix(_dotted(prefix)): key for key in rest if key.startswith(_dotted(prefix))}
+    layers = [key for key in within if _LAYER_KEY.match(key) or _CELL_KEY.match(key)]
+    if not layers:
+        raise WeightsError(
+            f"--prefix {prefix}: no recurrent layer there; {_found_layers(state_dict) or 'nor anywhere else'}"
+        )
+    bare = any("." not in key for key in layers)
+    taken = [key for key in layers if "." not in key or not bare]
+    taken += [key for key in within if key.startswith(("encoder.", "head.")) and key not in taken and not bare]
+    weights |= {key: rest.pop(within[key]) for key in taken if key not in weights}
+    return Selection(weights, tuple(rest))
+
+
+def _dotted(name: str) -> str:
+    return name if not name or name.endswith(".") else f"{name}."
+
+
+def _found_layers(state_dict: Mapping[str, Any]) -> str:
+    """Where recurrent layers are, as options that pick them."""
+    matches = [match for name in state_dict if (match := _LAYER_KEY.match(name) or _CELL_KEY.match(name))]
+    prefixes = sorted({match["prefix"] for match in matches})
+    return "there are " + _listed(f"--prefix {prefix}" for prefix in prefixes) if prefixes else ""
+
+
+def kind_of(weights: Mapping[str, Tensor]) -> str:
+    """LSTM, GRU or RNN, by the rows of normalized weights; raises WeightsError where they are none's."""
+    weight = weights.get(f"{CORE}weight_hh_l0")
+    if weight is None or weight.ndim != 2 or weight.shape[0] % weight.shape[1]:
+        return "LSTM"  # core_spec says what is wrong
+    return _GATES_OF.get(weight.shape[0] // weight.shape[1], "LSTM")
+
+
+def _cells_as_layers(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights of one cell (nn.LSTMCell, …) as those of a layer: it is the same function."""
+    if any(_LAYER_KEY.match(name) for name in state_dict):
+        return state_dict
+    matches = {name: match for name in state_dict if (match := _CELL_KEY.match(name))}
+    prefixes = sorted({match["prefix"] for match in matches.values()})
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"several cells under the prefixes {', '.join(map(repr, prefixes))}: weights don't say how they are put"
+            " together; --prefix picks one, and `python -m export module FILE.py:CLASS` takes a module of all"
+        )
+    return {f"{name}_l0" if name in matches else name: value for name, value in state_dict.items()}
+
+
 def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights under our names: the LSTM's keys under `lstm.`, whatever single prefix they had.
+
+    The keys of an nn.LSTMCell, which have no layer number, are those of a layer.
 
     Raises UnsupportedLSTMError for bidirectional layers, WeightsError for anything else unexpected.
     """
     strange = sorted(str(name) for name, value in state_dict.items() if not isinstance(value, Tensor))
     if strange:
         raise WeightsError(f"not tensors: {', '.join(strange)}")
+    state_dict = _cells_as_layers(state_dict)
     matches = {name: match for name in state_dict if (match := _LAYER_KEY.match(name))}
     if not matches:
         raise WeightsError(f"no weights of an LSTM (weight_ih_l0, …) among {_listed(state_dict)}")
     _refuse_unsupported(matches)
     prefixes = sorted({match["prefix"] for match in matches.values()})
     if len(prefixes) > 1:
-        raise WeightsError(f"several LSTMs under the prefixes {', '.join(map(repr, prefixes))}: give one of them")
+        raise WeightsError(
+            f"several LSTMs under the prefixes {', '.join(map(repr, prefixes))}: give one of them, as in --prefix"
+            f" {prefixes[0]}"
+        )
     prefix = prefixes[0]
     weights = {}
     for name, value in state_dict.items():
@@ -65,7 +149,8 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             ]
             raise WeightsError(
                 f"unknown keys {_listed(unknown)}: besides the LSTM's own, an encoder is named encoder.weight and"
-                " encoder.bias, and a head head.weight and head.bias"
+                " encoder.bias, and a head head.weight and head.bias; --encoder and --head take others' names, and"
+                f" --prefix {prefix or 'PREFIX'} leaves out what is neither"
             )
     return weights
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from model import checkpoint
 from model.lstm import LSTM, Spec
@@ -135,3 +136,86 @@ def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     torch.save({name: value.to_sparse() for name, value in torch.nn.LSTM(3, 5).state_dict().items()}, path)
     with pytest.raises(checkpoint.CheckpointError, match=r"sparse\.pt"):
         checkpoint.load(path)
+
+
+class Bigger(nn.Module):
+    """As people train them: other names, other parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 5)
+        self.lstm, self.other = nn.LSTM(5, 6, 2), nn.LSTM(5, 6)
+        self.fc = nn.Linear(6, 3)
+
+
+@pytest.fixture
+def lightning(tmp_path: Path) -> Path:
+    """A training script's checkpoint in Lightning's form."""
+    torch.manual_seed(0)
+    weights = {f"model.{name}": value for name, value in Bigger().state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "state_dict": weights, "hyper_parameters": {"lr": 0.1}, "optimizer_states": []}, path)
+    return path
+
+
+def test_a_layer_is_picked_by_its_prefix(lightning: Path) -> None:
+    """With an encoder and a head by their names; what is left out is said."""
+    for prefix in ("model.lstm", "model.lstm."):
+        found = checkpoint.load(lightning, checkpoint.Picked(prefix, encoder="model.embed", head="model.fc"))
+        spec = found.module.spec
+        assert (spec.vocabulary, spec.encoder_size, spec.layers, spec.output_size) == (9, 5, 2, 3)
+        assert [name.split(".")[1] for name in found.ignored] == ["other"] * 4
+    weights = torch.load(lightning)["state_dict"]
+    assert torch.equal(found.module.lstm.state_dict()["weight_hh_l1"], weights["model.lstm.weight_hh_l1"])
+    assert found.module.head is not None
+    assert torch.equal(found.module.head.bias, weights["model.fc.bias"])
+
+
+@pytest.mark.parametrize(
+    ("picked", "text"),
+    [
+        (checkpoint.Picked(), "several LSTMs .*'model.lstm.', 'model.other.'.* --prefix model.lstm"),
+        (checkpoint.Picked("model.lsm"), "--prefix model.lsm: no recurrent layer there; there are --prefix model.lstm"),
+        (checkpoint.Picked("model.lstm", head="model.out"), "--head model.out: no such keys"),
+        (checkpoint.Picked("model"), "several LSTMs"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(lightning: Path, picked: checkpoint.Picked, text: str) -> None:
+    """With the options that settle it."""
+    with pytest.raises(checkpoint.CheckpointError, match=text):
+        checkpoint.load(lightning, picked)
+
+
+def test_nothing_is_left_out_without_a_prefix(tmp_path: Path) -> None:
+    """Keys of other modules are refused, and the refusal names the option that leaves them out."""
+    path = tmp_path / "a.pt"
+    torch.save({**nn.LSTM(5, 6).state_dict(), "decoder.weight": torch.zeros(2, 6)}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"unknown keys decoder.weight.*--head.*--prefix"):
+        checkpoint.load(path)
+    assert checkpoint.load(path, checkpoint.Picked(head="decoder")).module.spec.output_size == 2
+
+
+@torch.no_grad()
+def test_a_cell_is_a_layer_of_one_step(tmp_path: Path) -> None:
+    """nn.LSTMCell's weights make the same function; several cells are somebody's own module."""
+    cell = nn.LSTMCell(5, 6)
+    torch.save(cell.state_dict(), tmp_path / "cell.pt")
+    module = checkpoint.load(tmp_path / "cell.pt").module
+    x = torch.randn(3, 5)
+    y, _ = module(x[:, None])
+    torch.testing.assert_close(y[:, 0], cell(x)[0])
+    torch.save(nn.ModuleList([cell, cell]).state_dict(), tmp_path / "cells.pt")
+    with pytest.raises(checkpoint.CheckpointError, match=r"several cells .*'0\.', '1\.'.*export module"):
+        checkpoint.load(tmp_path / "cells.pt")
+    one = checkpoint.load(tmp_path / "cells.pt", checkpoint.Picked("1"))
+    assert len(one.ignored) == 4
+
+
+def test_weights_of_other_kinds_are_told_apart(tmp_path: Path) -> None:
+    """A GRU's are given as such, and are no LSTM."""
+    torch.save(nn.GRU(5, 6).state_dict(), tmp_path / "gru.pt")
+    found = checkpoint.load_any(tmp_path / "gru.pt")
+    assert isinstance(found, checkpoint.Others)
+    assert found.kind == "GRU"
+    with pytest.raises(checkpoint.CheckpointError, match="of GRU, not of an LSTM"):
+        checkpoint.load(tmp_path / "gru.pt")

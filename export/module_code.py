@@ -1,0 +1,141 @@
+"""A user's Python file: the module that is made in it, and weights loaded into it.
+
+Owns running the file, which is the user's own code, and what is said where that fails.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.layouts import BATCH
+from export.module_calls import ModuleError
+from export.module_plan import parse_form
+from export.theirs import one_line
+from model.checkpoint import read_weights
+from model.weights import WeightsError, check_finite
+
+_LISTED = 6
+
+
+def load_module(
+    where: str, weights: Path | None = None, prefix: str | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module that `FILE.py:NAME` is, or gives when it is called; with these weights where there are any.
+
+    Gives the weights' keys that a prefix left out, too.
+    Runs the file. Raises ModuleError in one line, CheckpointError for the weights' file.
+    """
+    file, sign, name = where.rpartition(":")
+    if not (sign and file and name):
+        raise ModuleError(f"{where}: say which file and what in it, as in my_model.py:MyModel")
+    code = _run(Path(file))
+    made: Any = getattr(code, name, None)
+    if made is None:
+        there = [key for key, value in vars(code).items() if callable(value) and value.__module__ == code.__name__]
+        raise ModuleError(f"{file} has no {name!r}; there are {_listed(there)}")
+    if not isinstance(made, nn.Module):
+        if not callable(made):
+            raise ModuleError(f"{where} is a {type(made).__name__}: a module, or a function or class that makes one")
+        try:
+            made = made()
+        except Exception as error:  # whatever a user's code raises
+            raise ModuleError(
+                f"{name}() fails: {type(error).__name__}: {one_line(error)}; write a function without arguments that"
+                " makes the module"
+            ) from error
+    if not isinstance(made, nn.Module):
+        raise ModuleError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        return made, _fill(made, weights, prefix)
+    if prefix is not None:
+        raise ModuleError("--prefix says which of --weights' keys are meant: there are no --weights")
+    return made, ()
+
+
+def _run(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModuleError(f"{path} doesn't exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ModuleError(f"{path} is no Python file")
+    code = importlib.util.module_from_spec(spec)
+    before, known = list(sys.path), sys.modules.get(spec.name)
+    sys.path.insert(0, str(path.resolve().parent))  # it may import its neighbours
+    sys.modules[spec.name] = code  # as dataclasses and pickles want it
+    try:
+        spec.loader.exec_module(code)
+    except Exception as error:  # whatever a user's code raises
+        raise ModuleError(f"running {path} fails: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        sys.path[:] = before
+        if known is not None:
+            sys.modules[spec.name] = known
+    return code
+
+
+def _fill(module: nn.Module, path: Path, prefix: str | None) -> tuple[str, ...]:
+    """Load the weights; the keys that the prefix left out."""
+    weights, _ = read_weights(path)
+    start = "" if prefix is None else prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    chosen = {key.removeprefix(start): value for key, value in weights.items() if str(key).startswith(start)}
+    wanted = module.state_dict()
+    missing, unknown = sorted(wanted.keys() - chosen.keys()), sorted(map(str, chosen.keys() - wanted.keys()))
+    if missing or unknown:
+        firsts = sorted({key.partition(".")[0] for key in chosen if key.partition(".")[2] in wanted})
+        hint = f"; try --prefix {start}{firsts[0]}" if len(firsts) == 1 else ""
+        parts = [f"{kind} {_listed(keys)}" for kind, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        raise ModuleError(f"{path} has other keys than the module: {'; '.join(parts)}{hint}")
+    try:
+        check_finite({key: value for key, value in chosen.items() if value.is_floating_point()})
+        module.load_state_dict(chosen)
+    except (RuntimeError, WeightsError, AttributeError) as error:
+        raise ModuleError(f"{path} doesn't fit the module: {one_line(error)}") from error
+    return tuple(str(key) for key in weights if not str(key).startswith(start))
+
+
+def first_state(options: Mapping[str, str]) -> Callable[[int], Any] | None:
+    """What `--state NAME=…` says of a first state: dtypes and axes of zeros, in brackets where it is nested."""
+    if not options:
+        return None
+    forms = {name: _form(f"--state {name}={text}", text) for name, text in options.items()}
+
+    def begin(batch: int) -> Any:
+        states = [_zeros(form, batch) for form in forms.values()]
+        return states[0] if len(states) == 1 else tuple(states)
+
+    return begin
+
+
+def _form(option: str, text: str) -> Any:
+    """`float32[2,batch,7]`, or a tuple of such in round brackets."""
+    text = text.strip()
+    if not (text.startswith("(") and text.endswith(")")):
+        return parse_form(option, text)
+    parts, depth, start = [], 0, 1
+    for place, sign in enumerate(text):
+        depth += (sign in "([") - (sign in ")]")
+        if depth == 0 or (depth == 1 and sign == ","):
+            parts.append(text[start:place])
+            start = place + 1
+    return [_form(option, part) for part in parts if part.strip()]
+
+
+def _zeros(form: Any, batch: int) -> Any:
+    if isinstance(form, list):
+        return tuple(_zeros(part, batch) for part in form)
+    dtype, layout = form
+    sizes = [batch if size == BATCH else size for size in layout]
+    zeros: Tensor = torch.zeros(sizes, dtype=getattr(torch, dtype))
+    return zeros
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "") or "none"

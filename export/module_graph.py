@@ -1,0 +1,202 @@
+"""A user's module as a function of inputs and states, and as an ONNX graph with clean recurrent operators.
+
+Owns the function that everything computes by (the graph, the truth, PyTorch's own), and the order of ONNX's gates.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from export.layouts import BATCH, TIME, Layout, sized
+from export.module_calls import ModuleError, leaves
+from export.module_plan import Plan
+from export.portable import OPSET
+from export.theirs import one_line
+from model.recurrent import Core, Kernel, RecurrentError, Tape, Tensors, layer_weights, replaced
+
+STREAMS, STEPS = 3, 5  # of the example that is traced: sizes that nothing else is likely to have
+_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # i, f, g, o -> i, o, f, c and r, z, n -> z, r, h
+
+
+class Streaming(nn.Module):
+    """`forward(*inputs, *states) -> (*outputs, *new states)`: a user's module with its state outside.
+
+    `make` gives the kernel of each recurrent layer. The module is changed: give a copy.
+    """
+
+    def __init__(self, plan: Plan, module: nn.Module, make: Callable[[nn.Module, Core], Kernel]) -> None:
+        super().__init__()
+        self.plan, self.tape = plan, Tape()
+        self.module = replaced(module, make, self.tape)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One call: several steps, or one where the plan goes step by step."""
+        plan = self.plan
+        inputs = {}
+        for tensor, value in zip(plan.inputs, tensors, strict=False):
+            within = plan.stepwise and tensor.timed
+            inputs[tensor.name] = value.unsqueeze(tensor.layout.index(TIME)) if within else value
+        states = tensors[len(plan.inputs) :]
+        carried: dict[str, Tensors] = {}
+        explicit = []
+        for state, value in zip(plan.states, states, strict=True):
+            if state.slot is None:
+                explicit.append(value)
+            else:
+                carried[state.slot] = (*carried.get(state.slot, ()), value)
+        self.tape.begin(carried)
+        answer = plan.convention.call(self.module, inputs, explicit if plan.convention.states else None)
+        named, new = plan.convention.outputs(answer), leaves(plan.convention.state(answer))
+        outputs = []
+        for tensor in plan.outputs:
+            within = plan.stepwise and tensor.timed
+            value = named[tensor.name]
+            outputs.append(value.squeeze(tensor.layout.index(TIME)) if within else value)
+        given = self.tape.given()
+        self.tape.begin({})  # nothing of this run stays
+        return (*outputs, *(new[s.place] if s.slot is None else given[s.slot][s.place] for s in plan.states))
+
+
+class OnnxKernel(nn.Module):
+    """A recurrent layer as ONNX's operators with weights in their order; for tracing only, its values mean nothing."""
+
+    def __init__(self, original: nn.Module, core: Core) -> None:
+        super().__init__()
+        self.core = core
+        for number, layer in enumerate(layer_weights(original)):
+            self.register_buffer(f"W{number}", self._rows(layer.w_ih)[None])
+            self.register_buffer(f"R{number}", self._rows(layer.w_hh)[None])
+            both = (
+                None if layer.b_ih is None or layer.b_hh is None else (self._rows(layer.b_ih), self._rows(layer.b_hh))
+            )
+            self.register_buffer(f"B{number}", None if both is None else torch.cat(both)[None])
+
+    def _rows(self, weight: torch.Tensor) -> torch.Tensor:
+        order = _ORDER[self.core.kind]
+        gates = weight.detach().chunk(len(order))
+        return torch.cat([gates[gate] for gate in order]).contiguous()
+
+    def forward(self, x: torch.Tensor, states: Tensors) -> tuple[torch.Tensor, Tensors]:
+        """Inputs x [T, B, F] and states [B, L, H] give y [T, B, H] and new states."""
+        core = self.core
+        steps, batch = x.shape[0], x.shape[1]
+        layers = [self._layers(state, batch) for state in states]
+        new: list[list[torch.Tensor]] = [[] for _ in states]
+        attributes: dict[str, Any] = {"hidden_size": core.hidden_size}
+        if core.kind == "GRU":
+            attributes["linear_before_reset"] = 1
+        if core.kind == "RNN":
+            attributes["activations"] = [core.nonlinearity.capitalize()]
+        last = (1, batch, core.hidden_size)
+        for number in range(core.layers):
+            weights = [getattr(self, f"{kind}{number}") for kind in "WRB"]
+            found = torch.onnx.ops.symbolic_multi_out(
+                core.kind,
+                (x, *weights, None, *(state[number] for state in layers)),
+                attrs=attributes,
+                dtypes=(x.dtype,) * (1 + len(states)),
+                shapes=((steps, 1, batch, core.hidden_size), *((last,) * len(states))),
+                version=OPSET,
+            )
+            x = found[0].squeeze(1)
+            for into, value in zip(new, found[1:], strict=True):
+                into.append(value)
+        return x, tuple(self._joined(state, batch) for state in new)
+
+    def _layers(self, state: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        """[B, L, H] as each layer takes it, [1, B, H]."""
+        core = self.core
+        first = _transposed(state, (core.layers, batch, core.hidden_size))
+        if core.layers == 1:
+            return [first]
+        return list(
+            torch.onnx.ops.symbolic_multi_out(
+                "Split",
+                (first,),
+                attrs={"axis": 0, "num_outputs": core.layers},
+                dtypes=(state.dtype,) * core.layers,
+                shapes=((1, batch, core.hidden_size),) * core.layers,
+                version=OPSET,
+            )
+        )
+
+    def _joined(self, layers: list[torch.Tensor], batch: Any) -> torch.Tensor:
+        """The inverse."""
+        first = layers[0] if len(layers) == 1 else torch.cat(layers)
+        return _transposed(first, (batch, self.core.layers, self.core.hidden_size))
+
+
+def _transposed(value: torch.Tensor, shape: tuple[Any, ...]) -> torch.Tensor:
+    """[B, L, H] <-> [L, B, H], as one operator that a resident graph can see through."""
+    return torch.onnx.ops.symbolic(
+        "Transpose", (value,), attrs={"perm": [1, 0, 2]}, dtype=value.dtype, shape=shape, version=OPSET
+    )
+
+
+def to_onnx(plan: Plan, module: nn.Module, path: Path) -> None:
+    """Write the module, which is changed, as an ONNX file with free batch and, unless stepwise, free time.
+
+    Raises ModuleError in one line where it can't be traced.
+    """
+    streaming = Streaming(plan, module.eval(), OnnxKernel).requires_grad_(requires_grad=False)
+    tensors = [(tensor.dtype, plan.layout(tensor)) for tensor in plan.inputs]
+    tensors += [(state.dtype, state.layout) for state in plan.states]
+    example = tuple(
+        torch.zeros(sized(layout, STREAMS, STEPS), dtype=getattr(torch, dtype)) for dtype, layout in tensors
+    )
+    names = [*(tensor.name for tensor in plan.inputs), *(state.name for state in plan.states)]
+    given = [*(tensor.name for tensor in plan.outputs), *(state.successor for state in plan.states)]
+    with _quiet():
+        try:
+            traced = torch.export.export(
+                streaming, example, dynamic_shapes=(tuple(_free(layout) for _, layout in tensors),), strict=False
+            )
+            made = torch.onnx.export(
+                traced, (), dynamo=True, input_names=names, output_names=given, opset_version=OPSET, verbose=False
+            )
+        except RecurrentError as error:
+            raise ModuleError(str(error)) from error
+        except Exception as error:  # torch's exporter raises many kinds, with texts of many lines
+            raise ModuleError(f"PyTorch can't trace it: {_cause(error)}") from error
+        assert made is not None
+        made.save(path, external_data=True)
+
+
+def _free(layout: Layout) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(layout) if size in (BATCH, TIME)}
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause that says something, in one line."""
+    causes = [error]
+    while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(inner)
+    text = str(causes[-1]) or type(causes[-1]).__name__
+    for sign in ("data-dependent", "data dependent", "Could not guard", "Could not extract specialized integer"):
+        if any(sign in str(cause) for cause in causes):
+            text = f"its control flow depends on values (if, while or int() of a tensor): {text}"
+            break
+    if any("specialized" in str(cause) or "Constraints violated" in str(cause) for cause in causes):
+        text = "its code takes a size as a number (a Python loop over time, or a view of fixed sizes)"
+    return one_line(Exception(text))[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter without its warnings and log lines."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
