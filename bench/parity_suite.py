@@ -29,6 +29,7 @@ from export.invariance import invariances
 from export.parity import ORACLE, RAGGED_CHUNK, SINGLE, Levels
 from export.precision import Precision
 from export.report import findings, ratios
+from export.run_faults import missed_by
 from export.samples import NON_ZERO, ZERO
 from model.checkpoint import Checkpoint
 from model.contract import Contract, ParityRecord
@@ -132,7 +133,7 @@ def planted(seed: int) -> Iterator[tuple[str, float]]:
         module = GridCase("faults", (), spec).module(seed)
         contract = portable.contract_of(spec, name="faults", weights_digest="", notes={}, precision=precision)
         with tempfile.TemporaryDirectory() as folder:
-            yield name, faults.found(faults.plant(fault, module, contract, Path(folder)))
+            yield name, missed_by(faults.plant(fault, module, contract, Path(folder)))
 
 
 def comparable(trained: Path | None) -> Path | None:

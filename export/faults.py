@@ -22,6 +22,7 @@ from export.emulation import fewer_bits
 from export.parity import Levels
 from export.precision import Precision
 from export.products import SCALES
+from export.run_faults import HalfState, LostChunkEnd, StaleRow, missed_by
 from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays
 from export.time_scan import is_time_scan
@@ -149,48 +150,6 @@ class _Rounding(Resident):
         return super().run(rounded, lengths, read, write)
 
 
-class _HalfState(Resident):
-    """The states go through half precision between runs."""
-
-    def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        for slab in self.slabs.values():
-            slab[read] = slab[read].astype(np.float16)
-        return super().run(inputs, lengths, read, write)
-
-
-class _LostStep(Resident):
-    """The first chunk of several steps leaves its last one out of the state."""
-
-    lost = False
-
-    def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        answer = super().run(inputs, lengths, read, write)
-        long = [place for place, length in enumerate(lengths) if length > 1]
-        if long and not self.lost:
-            shorter = [length - (place == long[0]) for place, length in enumerate(lengths)]
-            super().run(inputs, shorter, read, write)
-            self.lost = True
-        return answer
-
-
-class _StaleRow(Resident):
-    """Once, a stream reads the row of its state before last."""
-
-    def __init__(self, path: Path, contract: Contract, *, rows: int) -> None:
-        super().__init__(path, contract, rows=rows)
-        self._before: dict[int, int] = {}  # where a row's state was made from
-        self._done = False
-
-    def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        old = [place for place, row in enumerate(read) if row in self._before]
-        rows = list(read)
-        if old and not self._done:
-            rows[old[0]] = self._before[read[old[0]]]
-            self._done = True
-        self._before.update(zip(write, read, strict=True))
-        return super().run(inputs, lengths, rows, write)
-
-
 FAULTS = (
     Fault("two gates swapped", weights=_swap_two_gates),
     Fault("gate order i, f, g, o for i, o, f, c", weights=_other_order),
@@ -202,9 +161,9 @@ FAULTS = (
     Fault("TF32-sized noise in the weights", weights=_round_weights, within=frozenset({Precision.FP32})),
     Fault("8-bit weights with their neighbours' scales", _shift_scales, within=frozenset({Precision.INT8})),
     Fault("TF32-sized noise in the activations", runs=_Rounding),
-    Fault("a float16 rounding of the state", runs=_HalfState),
-    Fault("a step lost at a chunk's border", runs=_LostStep),
-    Fault("a stale row read", runs=_StaleRow),
+    Fault("a float16 rounding of the state", runs=HalfState),
+    Fault("a step lost at a chunk's border", runs=LostChunkEnd),
+    Fault("a stale row read", runs=StaleRow),
 )
 
 
@@ -232,18 +191,9 @@ def _faulty(fault: Fault, module: LSTM) -> LSTM:
     return LSTM.from_state_dict(weights, module.spec)
 
 
-def found(records: list[ParityRecord]) -> float:
-    """By how much the worst record misses its bar: above 1 times it, or in epsilons where the bar is equality.
-
-    0 where every record passes: the fault isn't seen.
-    """
-    failed = [record for record in records if not record.passed]
-    return max((max(r.rms_ratio / (r.rms_bar or 1), r.max_ratio / (r.max_bar or 1)) for r in failed), default=0.0)
-
-
 def controls(module: LSTM, contract: Contract) -> Iterator[tuple[str, float]]:
     """Every fault that this model can have, planted into a copy in a temporary folder, with what was found of it."""
     for fault in FAULTS:
         if fault.fits(module.spec, Precision(contract.precision)):
             with tempfile.TemporaryDirectory() as folder:
-                yield fault.name, found(plant(fault, module, contract, Path(folder)))
+                yield fault.name, missed_by(plant(fault, module, contract, Path(folder)))

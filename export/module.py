@@ -161,7 +161,7 @@ def _prove(
     """All evidence; raises ParityError where a comparison failed."""
     try:
         levels = Levels(plan, module, folder, contract, steps)
-        total = levels.batches + 1 + len(module_faults.faults_for(contract))
+        total = levels.batches + 1 + module_faults.count(contract)
         found: list[ParityRecord] = []
         curves: dict[str, list[float]] = {}
         for done, batch in enumerate(levels.records(), start=1):

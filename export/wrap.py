@@ -13,6 +13,8 @@ from pathlib import Path
 
 from export import artifact, checks, resident, wrap_parity, wrap_proof
 from export.layouts import AmbiguousError
+from export.page import artifact_page
+from export.run_faults import missed_by, planted, run_faults
 from export.theirs import Theirs, WrapError, fold, one_line, read, restore
 from export.unbatched import add_batch
 from export.understanding import Asked, Understood, fitted, loosened, understand
@@ -71,7 +73,15 @@ def wrap(
     """
     with artifact.staged(final) as folder:
         made = make(path, folder, name=name, asked=asked or Asked(), batching=batching, progress=progress)
-        contract = certify(folder, made.contract, wrap_proof.certificate(made.records, made.contract))
+        controls = {}
+        total = len(run_faults(made.contract))
+        for done, (fault, records) in enumerate(planted(folder, made.contract), start=1):
+            controls[fault] = missed_by(records)
+            progress("planted faults", done, total)
+        certificate = wrap_proof.certificate(made.records, made.contract, controls)
+        contract = certify(folder, made.contract, certificate)
+        page = artifact_page(f"{name}/{final.name}", certificate, {})
+        (folder / artifact.PAGE).write_text(page, encoding="utf-8")
     return replace(made, folder=final, contract=contract)
 
 

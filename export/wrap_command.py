@@ -18,6 +18,7 @@ from rich.text import Text
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
+from export.report import findings
 from export.theirs import WrapError
 from export.understanding import Asked
 from model.contract import Contract, StatePair, TensorSpec
@@ -92,6 +93,8 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             progress=shown,
         )
     show(made, console)
+    assert made.contract.certificate is not None
+    console.print(findings(made.contract.certificate.invariances, made.contract.certificate.controls))
     console.print(f"wrote {made.folder}, proved by {len(made.records)} comparisons, all bit for bit")
     console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ def proved(
     return tuple(found)
 
 
-def certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certificate:
-    """What was compared, with today's date, this machine and the versions in use."""
+def certificate(records: tuple[ParityRecord, ...], contract: Contract, controls: Mapping[str, float]) -> Certificate:
+    """What was compared and which planted faults showed, with today's date, this machine and the versions in use."""
     return Certificate(
         created=dt.datetime.now(dt.UTC).date().isoformat(),
         machine=machine.describe(),
@@ -120,4 +120,5 @@ def certificate(records: tuple[ParityRecord, ...], contract: Contract) -> Certif
         records=records,
         not_checked=NOT_CHECKED,
         invariances=wrap_parity.invariances(contract),
+        controls=controls,
     )

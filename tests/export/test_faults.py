@@ -9,6 +9,7 @@ import pytest
 from export import faults, portable
 from export.faults import FAULTS, Fault
 from export.precision import Precision
+from export.run_faults import missed_by
 from model.contract import ParityRecord
 from model.lstm import Spec
 from tests.export.conftest import PROJECTED, TOKENS, VECTORS, seeded
@@ -30,7 +31,7 @@ def test_every_planted_fault_is_caught_by_far(fault: Fault, spec: Spec, tmp_path
     if not fault.fits(spec):
         assert (fault.layers, spec.layers) == (2, 1) or fault.projected or Precision.FP32 not in fault.within
         return
-    assert faults.found(records_of(fault, spec, tmp_path)) > FAR
+    assert missed_by(records_of(fault, spec, tmp_path)) > FAR
 
 
 @pytest.mark.parametrize("precision", list(Precision))
@@ -42,7 +43,7 @@ def test_reduced_precisions_hide_no_fault(spec: Spec, precision: Precision, tmp_
     for place, fault in enumerate(planted):
         folder = tmp_path / str(place)
         folder.mkdir()
-        assert faults.found(records_of(fault, spec, folder, precision)) > NEAR, fault.name
+        assert missed_by(records_of(fault, spec, folder, precision)) > NEAR, fault.name
 
 
 def test_what_a_precision_hides_is_not_planted() -> None:
@@ -59,7 +60,7 @@ def test_nothing_is_found_where_nothing_is_planted(runs: bool, tmp_path: Path) -
     fault = Fault("none") if runs else Fault("none", lambda _model: None)
     records = records_of(fault, VECTORS, tmp_path)
     assert records
-    assert faults.found(records) == 0
+    assert missed_by(records) == 0
 
 
 def test_a_fault_needs_what_it_breaks() -> None:

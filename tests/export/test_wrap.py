@@ -69,10 +69,10 @@ def test_recurrent_nodes_need_no_options(wrap: Wrap, model: ModelProto, ragged: 
 
 
 def test_the_artifact_is_as_any_other(wrap: Wrap, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four files, the weights under the digest, a certificate of equal bytes that says what wasn't compared."""
+    """Five files, the weights under the digest, a certificate of equal bytes that says what wasn't compared."""
     contract = wrap(wrapped.FUSED)
     folder = tmp_path / "out" / "a" / "1"
-    files = {artifact.MODEL, artifact.WEIGHTS, artifact.RESIDENT, artifact.PARITY}
+    files = {artifact.MODEL, artifact.WEIGHTS, artifact.RESIDENT, artifact.PARITY, artifact.PAGE}
     assert {path.name for path in folder.iterdir()} == files
     artifact.check_digest(folder, contract)
     certificate = contract.certificate
@@ -80,6 +80,12 @@ def test_the_artifact_is_as_any_other(wrap: Wrap, tmp_path: Path, capsys: pytest
     assert certificate.passed
     assert all(record.rms_bar == record.max_bar == record.max_error == 0 for record in certificate.records)
     assert any("PyTorch" in text for text in certificate.not_checked)
+    assert len(certificate.controls) == 4
+    assert all(ratio > 1 for ratio in certificate.controls.values())
+    assert "4 of 4 planted faults caught" in capsys.readouterr().out
+    page = (folder / artifact.PAGE).read_text()
+    assert "Planted faults: 4 of 4 caught" in page
+    assert all(name.replace("'", "&#x27;") in page for name in certificate.controls)
     assert json.loads((folder / artifact.PARITY).read_text())["passed"]
     capsys.readouterr()
     assert command.main(["prove", str(tmp_path / "out" / "a")]) == 0
