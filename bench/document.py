@@ -51,8 +51,11 @@ class Document:
 
 
 def load(path: Path) -> Document:
-    """Back from JSON. Raises ValueError for another schema."""
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    """Back from JSON. Raises ValueError for a file that can't be read or has another schema."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} isn't a result of make bench: {error}") from error
     if plain.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {plain.get('schema')!r}; this code reads {SCHEMA}")
     return Document(

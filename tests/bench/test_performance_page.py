@@ -32,6 +32,10 @@ def test_a_file_of_another_schema_is_refused(tmp_path: Path) -> None:
     path.write_text('{"schema": 99}')
     with pytest.raises(ValueError, match=r"run\.json has schema 99"):
         document.load(path)
+    path.write_text("not JSON")
+    for wrong in (path, tmp_path / "none.json"):
+        with pytest.raises(ValueError, match=f"{wrong.name} isn't a result"):
+            document.load(wrong)
 
 
 def test_tables_show_every_kind_of_figure() -> None:
