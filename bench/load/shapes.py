@@ -1,11 +1,13 @@
 """How steps become messages and answers are checked: chunks of one stream, or rows of many streams.
 
-Bytes in, bytes out; knows no socket and no clock. A track is one call's way along the course. first_step is written as
-a varint of fixed width, which parsers accept, so that every message of a call has the same size.
+Bytes in, bytes out; knows no socket and no clock. A track is one call's way along the course. Messages of one stream
+are the bytes that any client's protobuf library writes; those of many streams have each first_step in a varint of fixed
+width, which parsers accept, so that all of them have the same size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -79,9 +81,11 @@ class StreamTrack:
         self._sent = self._answered = 0  # steps
         tensor = bytes((3 << 3 | 2,)) + varint(chunk * course.input_bytes)
         self._middle = b"\x10" + varint(chunk) + tensor  # steps, and the head of inputs
-        body = 6 + len(self._middle) + chunk * course.input_bytes  # Chunk
-        outer = b"\x12" + varint(body)  # StreamRequest.chunk
-        self._head = PREFIX.pack(0, len(outer) + body) + outer + b"\x08"
+        self._heads = [b""]  # by how long the varint of first_step is
+        for digits in range(1, 6):
+            body = 1 + digits + len(self._middle) + chunk * course.input_bytes  # Chunk
+            outer = b"\x12" + varint(body)  # StreamRequest.chunk
+            self._heads.append(PREFIX.pack(0, len(outer) + body) + outer + b"\x08")
         self._inputs = [course.inputs(self._variant, step, chunk) for step in range(VARIANTS)]
         self._base = self._variant * course.steps * course.output_bytes
 
@@ -103,7 +107,8 @@ class StreamTrack:
         """A chunk."""
         sent = self._sent
         self._sent = sent + self._chunk
-        return b"".join((self._head, _NUMBERS[sent + 1], self._middle, self._inputs[sent % VARIANTS]))
+        number = _SHORT[sent + 1]
+        return b"".join((self._heads[len(number)], number, self._middle, self._inputs[sent % VARIANTS]))
 
     def answer(self, data: bytes) -> tuple[int, int]:
         """Outputs."""
@@ -173,7 +178,7 @@ class MultiplexTrack:
         """Rows of all streams."""
         sent = self._sent
         self._sent = sent + self._chunk
-        firsts = _NUMBERS[sent + 1] * self._streams
+        firsts = _WIDE[sent + 1] * self._streams
         return b"".join((self._head, firsts, self._middle, self._inputs[sent % VARIANTS]))
 
     def answer(self, data: bytes) -> tuple[int, int]:
@@ -240,14 +245,18 @@ class Unchecked:
 
 
 class _Numbers(dict[int, bytes]):
-    """Fixed-width varints, made when first asked for."""
+    """Varints, made when first asked for."""
+
+    def __init__(self, made: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._made = made
 
     def __missing__(self, value: int) -> bytes:
-        made = self[value] = wide_varint(value)
+        made = self[value] = self._made(value)
         return made
 
 
-_NUMBERS = _Numbers()
+_SHORT, _WIDE = _Numbers(varint), _Numbers(wide_varint)
 _stream_response = pb.StreamResponse.FromString
 
 

@@ -56,6 +56,8 @@ def test_stream_messages(course: Course, chunk: int) -> None:
         message = track.next_message()
         assert int.from_bytes(message[1:PREFIX_SIZE], "big") == len(message) - PREFIX_SIZE
         request = pb.StreamRequest.FromString(message[PREFIX_SIZE:]).chunk
+        again = pb.StreamRequest(chunk=request).SerializeToString()
+        assert message[PREFIX_SIZE:] == again, "not as a client writes it"
         assert (request.first_step, request.steps) == (first, chunk)
         assert list(request.inputs) == [sent(course, 11, first, chunk)]
         first += chunk
