@@ -16,6 +16,7 @@ from bench.cases import Case, Peer
 from bench.load.result import processor_seconds
 from bench.samples import Sample
 from bench.server_process import RunningServer, server, started
+from serving.config import WIRE_ENVIRONMENT
 
 INPUTS = "64"
 _LOAD_SECONDS = 180.0  # no measurement takes as long
@@ -61,7 +62,8 @@ def stands(artifact: Path, peers: Sequence[Peer]) -> Iterator[dict[Peer, Stand]]
             if peer is Peer.OURS:
                 made[peer] = stack.enter_context(ours(artifact))
             else:
-                made[peer] = Stand(stack.enter_context(started(*commands[peer])))
+                environment = WIRE_ENVIRONMENT if peer is Peer.ECHO else {}  # the same wire; others as they come
+                made[peer] = Stand(stack.enter_context(started(*commands[peer], environment)))
         yield made
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,17 @@ def server(repository: Path, options: Sequence[str] = ()) -> Iterator[RunningSer
 
 
 @contextmanager
-def started(module: str, options: Sequence[str]) -> Iterator[RunningServer]:
-    """The same of any module that takes --listen, says where it listens and leaves at SIGTERM."""
+def started(
+    module: str, options: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """The same of any module that takes --listen, says where it listens and leaves at SIGTERM.
+
+    `environment` is what it finds besides our own.
+    """
     with tempfile.TemporaryFile(mode="w+") as errors:
         command = [sys.executable, "-m", module, "--listen", "127.0.0.1:0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        found = os.environ | dict(environment or {})
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=found)
         try:
             yield RunningServer(_address(process, errors), process)
         except BaseException:

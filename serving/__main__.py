@@ -15,7 +15,7 @@ from types import FrameType
 import structlog
 from structlog.typing import EventDict
 
-from serving.config import Batching, Limits, ServerConfig
+from serving.config import WIRE_ENVIRONMENT, Batching, Limits, ServerConfig
 from serving.errors import ConfigError
 from serving.lifeline import Lifeline, Report
 
@@ -153,6 +153,8 @@ def _serve(config: ServerConfig, worker: Lifeline | None) -> int:
     signal.signal(signal.SIGINT, on_signal)
     if worker is not None:
         worker.watch(on_loss=leave.set)
+    for name, value in WIRE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from serving.server import Server  # noqa: PLC0415  after the handlers: its imports take a second
 
     server = Server(config)

@@ -11,6 +11,9 @@ from pathlib import Path
 from serving.errors import ConfigError
 
 UINT32_MAX = 2**32 - 1
+# What the environment must say before gRPC is imported: sockets are then read and written by whoever waits for events,
+# the loop's thread most of all, and not by threads of gRPC's own that have to wake it (docs/performance.md).
+WIRE_ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
 LARGEST = 2**30  # of any count or size: what is passed on to clients and to gRPC has 32 bits, some of it signed
 LONGEST_GRACE = 7 * 24 * 3600.0  # seconds
 MOST_WORKERS = 1024

@@ -73,6 +73,7 @@ class StreamCall:
             assert self._stream is not None
             self._held = False
             self._lane.streams.batcher.release(self._stream)
+            self._call.tells_sent = self._stalled
         if self._stalled:
             self._receive_if_room()
 
@@ -100,7 +101,7 @@ class StreamCall:
         if call.unsent_bytes >= front.limits.max_unsent_bytes and not self._held:
             assert self._lane is not None
             assert self._stream is not None
-            self._held = True
+            self._held = call.tells_sent = True
             self._lane.streams.batcher.hold(self._stream)
         if self._stalled:
             self._receive_if_room()
@@ -153,6 +154,7 @@ class StreamCall:
             stream is not None
             and (stream.phase is not Phase.OPEN or stream.accepted_step - stream.answered_step >= limits.window_steps)
         ) or call.unsent_bytes >= limits.max_unsent_bytes
+        call.tells_sent = self._stalled or self._held
         if not self._stalled:
             call.receive()
 

@@ -40,6 +40,7 @@ _STOP_POLL = 0.05  # seconds
 _AT_ONCE = 0  # as a deadline for the queue: long past, so it never waits
 _DONE = cygrpc.CompletionType.operation_complete
 _SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
+_ReceiveMessage, _SendMessage = cygrpc.ReceiveMessageOperation, cygrpc.SendMessageOperation
 _CODES = {code: code.value[0] for code in grpc.StatusCode}
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -62,7 +63,7 @@ class Handler(Protocol):
         """Note that the client has sent its last message."""
 
     def on_sent(self) -> None:
-        """Note that a message has left the outbox: Call.unsent and Call.unsent_bytes went down."""
+        """Note that a message has left the outbox: Call.unsent and Call.unsent_bytes went down. If Call.tells_sent."""
 
     def on_closed(self, *, cancelled: bool) -> None:
         """Let go of the call: the last callback, exactly once. `cancelled` unless a finish() of ours has ended it."""
@@ -92,6 +93,7 @@ class Call:
         "deadline",
         "metadata",
         "method",
+        "tells_sent",
         "unsent",
         "unsent_bytes",
     )
@@ -103,6 +105,7 @@ class Call:
         self.deadline: float | None = deadline if deadline < _FOR_EVER else None  # seconds since 1970
         self.unsent = 0  # messages given to send() that haven't left
         self.unsent_bytes = 0
+        self.tells_sent = True  # whether the handler wants on_sent(): it costs something for each message
         self._wire = wire
         self._handler: Handler | None = None  # none yet, or never: refused
         self._call = event.call  # none once the call is over: each one kept costs tens of KiB
@@ -134,7 +137,10 @@ class Call:
         if self._receiving or self._half_closed or self._finishing:
             return
         self._receiving = True
-        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_received)
+        error = self._call.start_server_batch((_ReceiveMessage(_NO_FLAGS),), self._on_received)
+        if error:
+            self._refused("ReceiveMessageOperation", error)
+        self._due += 1
 
     def send(self, data: bytes) -> None:
         """Send a message, after those already waiting. Does nothing if the call is finishing or over."""
@@ -186,18 +192,23 @@ class Call:
         # An operation object is used once only: gRPC frees what is inside when it completes.
         error = self._call.start_server_batch(operations, on_done)
         if error:
-            names = ", ".join(type(operation).__name__ for operation in operations)
-            raise WireError(f"gRPC refused {names} of a call of {self.method} with call error {error}")
+            self._refused(", ".join(type(operation).__name__ for operation in operations), error)
         self._due += 1
+
+    def _refused(self, what: str, error: int) -> None:
+        raise WireError(f"gRPC refused {what} of a call of {self.method} with call error {error}")
 
     def _start_send(self, data: bytes) -> None:
         self._sending = data
-        message = cygrpc.SendMessageOperation(data, _NO_FLAGS)
-        if self._greeted:
-            self._start((message,), self._on_sent)
-        else:
+        if not self._greeted:
             self._greeted = True
+            message = _SendMessage(data, _NO_FLAGS)
             self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), message), self._on_sent)
+            return
+        error = self._call.start_server_batch((_SendMessage(data, _NO_FLAGS),), self._on_sent)
+        if error:
+            self._refused("SendMessageOperation", error)
+        self._due += 1
 
     def _start_status(self) -> None:
         assert self._status is not None
@@ -237,7 +248,7 @@ class Call:
             self._start_status()
         if not self._due:
             self._over()
-        elif not self._finishing and self._handler is not None:
+        elif self.tells_sent and not self._finishing and self._handler is not None:
             self._handler.on_sent()
 
     def _status_sent(self, event: Any) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from serving.config import WIRE_ENVIRONMENT
+
+os.environ.update(WIRE_ENVIRONMENT)  # as the server's own process has it, before any test imports gRPC
 
 
 @pytest.fixture(scope="session")
