@@ -26,10 +26,11 @@ METHOD = f"/{SERVICE}/Multiplex"
 class _Member:
     """One stream of a Multiplex call: its sink."""
 
-    __slots__ = ("call", "key", "lane", "stream")
+    __slots__ = ("answers", "call", "key", "lane", "stream")
 
     lane: Lane
     stream: Stream
+    answers: list[_Gathered]  # where the call gathers those of this model
 
     def __init__(self, call: MultiplexCall, key: int) -> None:
         self.call = call
@@ -44,7 +45,9 @@ class _Member:
         compute_us: int,  # noqa: ARG002
     ) -> None:
         """Some steps are computed."""
-        self.call.gather(self.lane).append((self.key, first_step, steps, outputs))
+        if not self.answers:
+            self.call.gathering()
+        self.answers.append((self.key, first_step, steps, outputs))
 
     def on_end(self, refusal: Refusal | None) -> None:
         """The stream has ended by itself."""
@@ -119,14 +122,6 @@ class MultiplexCall:
 
     # From the streams.
 
-    def gather(self, lane: Lane) -> list[_Gathered]:
-        """Where answers of this model are gathered that go out after this turn."""
-        answers = self._answers.get(lane)
-        if answers is None:
-            self._gathering()
-            answers = self._answers[lane] = []
-        return answers
-
     def ended(self, key: int, refusal: Refusal | None) -> None:
         """A stream is over; the others go on."""
         member = self._members.pop(key, None)
@@ -134,10 +129,10 @@ class MultiplexCall:
             self._waiting -= member.lane.streams.waiting(member.stream)
             member.lane.streams.end(member.stream)
         if refusal is None:
-            self._gathering().ended.add(key=key)
+            self.gathering().ended.add(key=key)
         else:
             self._front.stats.refusals[refusal.reason] += 1
-            self._gathering().ended.add(
+            self.gathering().ended.add(
                 key=key, code=code_of(refusal).value[0], reason=refusal.reason, message=str(refusal)
             )
 
@@ -145,7 +140,7 @@ class MultiplexCall:
 
     def go_away(self, grace_ms: int) -> None:
         """Tell the client that the server is about to shut down."""
-        self._gathering().go_away.grace_ms = grace_ms
+        self.gathering().go_away.grace_ms = grace_ms
 
     def flush(self) -> None:
         """Send what was gathered during this turn."""
@@ -153,9 +148,10 @@ class MultiplexCall:
         if response is None:
             return
         for answers in self._answers.values():
-            response.outputs.append(_columns(answers))
-            self._waiting -= sum([steps for _key, _first, steps, _outputs in answers])
-        self._answers = {}
+            if answers:
+                response.outputs.append(_columns(answers))
+                self._waiting -= sum([steps for _key, _first, steps, _outputs in answers])
+                answers.clear()
         self._front.stats.messages_out += 1
         self._call.send(response.SerializeToString())
         if not self._held and self._call.unsent_bytes >= self._unsent_limit():
@@ -195,11 +191,12 @@ class MultiplexCall:
         member = _Member(self, key)
         try:
             member.lane, member.stream, opened = self._front.open(opening, member)
+            member.answers = self._answers.setdefault(member.lane, [])
         except Refusal as refusal:
             self.ended(key, refusal)
             return
         self._members[key] = member
-        self._gathering().opened.add(key=key, opened=opened)
+        self.gathering().opened.add(key=key, opened=opened)
         if self._held:
             member.lane.streams.batcher.hold(member.stream)
 
@@ -240,7 +237,8 @@ class MultiplexCall:
         else:
             self._waiting += stream.accepted_step - before
 
-    def _gathering(self) -> pb.MultiplexResponse:
+    def gathering(self) -> pb.MultiplexResponse:
+        """The message that goes out after this turn."""
         if self._response is None:
             self._response = pb.MultiplexResponse()
             self._front.gathered.append(self)
