@@ -209,7 +209,8 @@ def _assemble(model: ModelProto, wrapped: Wrapped, contract: Contract) -> ModelP
     assert not constants, f"names of the resident graph that the model has too: {constants}"
     used = used_names(graph.node)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in wrapped.constants.items())
+    made = {name: value for name, value in wrapped.constants.items() if name in used}
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
     graph.input.extend(_inputs(contract))
     graph.output.extend(_outputs(contract))
     graph.value_info.extend(_shapes(model, wrapped))

@@ -79,7 +79,7 @@ def read(path: Path) -> Theirs:
     _rename_reserved(theirs)
     _take_defaults(theirs)
     _take_lengths(theirs)
-    _name_nodes(theirs.model.graph)
+    name_nodes(theirs.model.graph)
     del theirs.model.graph.value_info[:]
     return theirs
 
@@ -236,8 +236,8 @@ def _rename_reserved(theirs: Theirs) -> None:
     theirs.renamed = {fresh: name for name, fresh in names.items()}
 
 
-def _name_nodes(graph: GraphProto) -> None:
-    """Every node a name of its own."""
+def name_nodes(graph: GraphProto) -> None:
+    """Give every node a name of its own."""
     taken: set[str] = set()
     for place, node in enumerate(graph.node):
         if not node.name or node.name in taken or _LIKE_OURS.search(node.name):

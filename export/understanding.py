@@ -59,7 +59,7 @@ def understand(theirs: Theirs, asked: Asked, folder: Path, *, together: bool) ->
     pairs = find_pairs(theirs, asked.states, (*asked.inputs, *asked.constants))
     _keep_outputs(theirs, pairs, asked.outputs)
     _give_something(theirs, pairs)
-    constants = _constants(theirs, asked)
+    constants = constants_of(theirs, asked)
     values_in = {value.name: value for value in theirs.inputs if value.name not in asked.constants}
     known = batch_names(values_in[name] for name in pairs)
     choices = {
@@ -173,7 +173,8 @@ def _repeat(theirs: Theirs, state: str) -> None:
     theirs.added[name] = source.name
 
 
-def _constants(theirs: Theirs, asked: Asked) -> tuple[Constant, ...]:
+def constants_of(theirs: Theirs, asked: Asked) -> tuple[Constant, ...]:
+    """The side inputs whose values were given; raises WrapError for one that doesn't fit."""
     found = []
     for value in theirs.inputs:
         if value.name in asked.constants:

@@ -12,12 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from export import artifact, checks, resident, wrap_parity, wrap_proof
+from export.branches import decide
 from export.layouts import AmbiguousError
 from export.page import artifact_page
 from export.run_faults import missed_by, planted, run_faults
-from export.theirs import Theirs, WrapError, fold, one_line, read, restore
+from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
 from export.unbatched import add_batch
-from export.understanding import Asked, Understood, fitted, loosened, understand
+from export.understanding import Asked, Understood, constants_of, fitted, loosened, understand
 from export.wrap_parity import ByHand
 from model.contract import Certificate, Contract, ParityRecord
 
@@ -164,6 +165,8 @@ def _first_that_holds(
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants])
     folded = _fold_constants(work)
+    if decide(work.theirs.model, constants_of(work.theirs, work.asked)):
+        name_nodes(work.theirs.model.graph)
     add_batch(work.theirs, work.asked)
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
