@@ -55,6 +55,7 @@ variants: {", ".join(VARIANTS)}
   as-built    engine on the loop's thread, batches of 128, slices of 32 steps, runs of 512
   beside-N    engine on a thread of its own with up to N batches handed over
   batch-N, slice-N, run-N   max_batch, slice_steps, max_run_steps of N
+  short       slice-8 and run-128; short-beside-1: that, with the engine beside
   no-classes  one line for chunks of all lengths
   powers      batches of 1, 2, 4, … lanes only
 
@@ -81,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("how much")
     add = group.add_argument
     add("--streams", type=int, default=STREAMS, metavar="N", help="(%(default)s)")
-    add("--load", type=float, default=LOAD, metavar="SHARE", help="of capacity, by choosing the rate (%(default)s)")
+    add(
+        "--load",
+        type=float,
+        default=LOAD,
+        metavar="SHARE",
+        help="of the capacity as built, by choosing the rate (%(default)s)",
+    )
     add("--rate", type=float, metavar="R", help="chunks a second of each stream, instead of --load")
     add("--seconds", type=float, default=5.0, metavar="S", help="of virtual time (%(default)s)")
     add("--seed", type=int, default=0, help="of arrivals (%(default)s)")
@@ -101,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweep", action="store_true", help=f"find the most streams that hold (--rate {SWEEP_RATE:g} unless told)")
     add("--plot", type=Path, metavar="FILE.svg", help=f"p99 against load, of {' and '.join(PLOTTED)} unless told")
     add("--calibrate", nargs="?", const=True, metavar="ARTIFACT",
-        help="measure runs of an artifact (or of a 2×256 LSTM) and write them to --costs")  # fmt: skip
+        help="measure runs of an artifact (or of a two-layer LSTM) and write them to --costs")  # fmt: skip
     add("--json", type=Path, metavar="FILE.json", help="write what was found")
     return parser
 
@@ -158,11 +165,10 @@ def _trials(arguments: argparse.Namespace, setup: Setup, console: Console) -> li
         recording = arrivals.read(arguments.recorded).faster(arguments.speed)
         reports = [played(recording, arguments.recorded.stem, variant, setup) for variant in variants]
     else:
-        reports = []
+        reports, capacity = [], Capacity(setup.machine, VARIANTS[AS_BUILT])
         for scenario in _scenarios(arguments, list(SCENARIOS)):
-            for variant in variants:
-                capacity = Capacity(setup.machine, variant)
-                rate = arguments.rate or capacity.rate(scenario, arguments.streams, arguments.load, setup.seed)
+            rate = arguments.rate or capacity.rate(scenario, arguments.streams, arguments.load, setup.seed)
+            for variant in variants:  # all are given the same arrivals
                 reports.append(trial(scenario, variant, setup, streams=arguments.streams, rate=rate))
     console.print(tables.waits_table(reports))
     for line in tables.verdict_lines(reports):

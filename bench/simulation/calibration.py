@@ -26,7 +26,7 @@ from model.lstm import LSTM, Spec
 from serving.engine import Engine
 
 LANES = (1, 2, 4, 8, 16, 32, 64, 128)
-STEPS = (1, 4, 16, 32)
+STEPS = (1, 2, 4, 8, 16, 32)
 ROUNDS = 8
 IN_A_ROW = 5
 MODEL = Spec(input_size=64, hidden_size=256, layers=2, output_size=16)  # unless an artifact is given

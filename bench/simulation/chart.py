@@ -43,7 +43,9 @@ def chart(panels: Mapping[str, Mapping[str, Points]], *, target_ms: float) -> st
     )
 
 
-def _panel(left: int, title: str, lines: Mapping[str, Points], chosen: Mapping[str, str], target_ms: float) -> list[str]:
+def _panel(
+    left: int, title: str, lines: Mapping[str, Points], chosen: Mapping[str, str], target_ms: float
+) -> list[str]:
     most = max((load for points in lines.values() for load, _ in points), default=1.0)
     bottom = HEIGHT - BOTTOM
 

@@ -5,6 +5,7 @@ Owns the table and its file. Knows neither how it was measured (calibration) nor
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name, axis in (("lanes", self.lanes), ("steps", self.steps)):
-            if len(axis) < 2 or axis[0] != 1 or any(a >= b for a, b in zip(axis, axis[1:], strict=False)):
+            if len(axis) < 2 or axis[0] != 1 or any(a >= b for a, b in itertools.pairwise(axis)):
                 raise CostsError(f"{name} are {list(axis)}; they must ascend from 1, two at least")
         if len(self.micros) != len(self.lanes) or any(len(row) != len(self.steps) for row in self.micros):
             raise CostsError(f"micros must have {len(self.lanes)} rows of {len(self.steps)}")

@@ -21,7 +21,7 @@ from serving.batcher import Chunk
 NEVER = float("inf")
 _BLOCK = 1 << 14  # arrivals turned into objects at once: memory stays small however many there are
 
-_chunk: Callable[[tuple[int, int, int, float]], Chunk] = functools.partial(tuple.__new__, Chunk)  # type: ignore[arg-type]
+_chunk: Callable[[tuple[int, int, int, float]], Chunk] = functools.partial(tuple.__new__, Chunk)
 
 
 class Feed(Protocol):
@@ -102,7 +102,8 @@ class Closed:
 
     def upto(self, now: float, most: int) -> Sequence[tuple[int, Chunk]]:
         """See Feed."""
-        coming, taken = self._coming, []
+        coming = self._coming
+        taken: list[tuple[int, Chunk]] = []
         while coming and coming[0][0] <= now and len(taken) < most:
             seconds, number = heapq.heappop(coming)
             stream, steps = self._stream[number], self._steps[number]

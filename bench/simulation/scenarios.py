@@ -134,16 +134,18 @@ def _periodic(phases: Floats, rate: float, seconds: float) -> tuple[Floats, Ints
 
 
 _BULK = Kind(0.02, poisson, bulk, often=0.05)  # 2 % of the streams bring half of all steps
-SCENARIOS = {
-    scenario.name: scenario
-    for scenario in (
-        Scenario("poisson", "single steps at random moments", (Kind(1, poisson, single),)),
-        Scenario("phases", "single steps, periodic, each stream with its own phase", (Kind(1, phased, single),), True),  # noqa: FBT003
-        Scenario("together", "single steps, periodic, all at the same instant", (Kind(1, together, single),), True),
-        Scenario("bursty", "single steps; 16 groups of streams, each busy a fifth of the time", (Kind(1, bursty, single),)),
-        Scenario("bulk", "single steps, and 2 % of the streams send chunks of 1,000", (Kind(0.98, poisson, single), _BULK)),
-        Scenario("heavy", "heavy-tailed chunks: mostly 1 step, up to 2,048", (Kind(1, poisson, heavy),)),
-        Scenario("mixed", "chunks of 1 to 63 steps, all length classes alike", (Kind(1, poisson, mixed),)),
-        Scenario("closed", "single steps, the next a while after the answer", (Kind(1, begins, single),), closed=True),
-    )
-}
+_UPLOADS = Kind(0.02, together, bulk, often=0.05)
+_LONE = Kind(0.98, poisson, single)
+_SINGLES, _PERIODIC, _TOGETHER = Kind(1, poisson, single), Kind(1, phased, single), Kind(1, together, single)
+_SCENARIOS = (
+    Scenario("poisson", "single steps at random moments", (_SINGLES,)),
+    Scenario("phases", "single steps, periodic, each stream with its own phase", (_PERIODIC,), periodic=True),
+    Scenario("together", "single steps, periodic, all at the same instant", (_TOGETHER,), periodic=True),
+    Scenario("bursty", "single steps, 16 groups of streams, each busy a fifth of the time", (Kind(1, bursty, single),)),
+    Scenario("bulk", "single steps, and 2 % of the streams send chunks of 1,000", (_LONE, _BULK)),
+    Scenario("uploads", "the same, but all chunks of 1,000 come at the same instant", (_LONE, _UPLOADS)),
+    Scenario("heavy", "heavy-tailed chunks: mostly 1 step, up to 2,048", (Kind(1, poisson, heavy),)),
+    Scenario("mixed", "chunks of 1 to 63 steps, all length classes alike", (Kind(1, poisson, mixed),)),
+    Scenario("closed", "single steps, the next a while after the answer", (Kind(1, begins, single),), closed=True),
+)
+SCENARIOS = {scenario.name: scenario for scenario in _SCENARIOS}

@@ -16,7 +16,7 @@ from bench.simulation.variants import Variant
 from bench.simulation.verdict import Criteria, Report, judge
 
 MOST_CHUNKS = 20_000_000  # in one trial: each takes some 150 bytes while it is played
-_FINE = 50  # the search ends when its bounds are so near: within 1 part of this
+_FINE = 40  # the search ends when its bounds are so near: within 1 part of this
 _MOST_STREAMS = 2_000_000
 
 
@@ -82,10 +82,10 @@ def largest(scenario: Scenario, variant: Variant, setup: Setup, *, rate: float) 
         found[holds(report, setup.criteria)] = report
         return holds(report, setup.criteria)
 
-    low, high = 0, Capacity(setup.machine, variant).streams(scenario, rate, 0.5, setup.seed)
+    low, high = 0, Capacity(setup.machine, variant).streams(scenario, rate, 0.6, setup.seed)
     high = max(2, high)
     while try_out(high) and high < _MOST_STREAMS:
-        low, high = high, round(high * 1.4)
+        low, high = high, round(high * 1.3)
     while high - low > max(1, high // _FINE):
         middle = (low + high) // 2
         if try_out(middle):

@@ -56,6 +56,7 @@ class Variant:
 
 
 _AS_BUILT = Batching()
+_SHORT = replace(_AS_BUILT, slice_steps=8, max_run_steps=128)
 AS_BUILT = "as-built"
 VARIANTS = {
     variant.name: variant
@@ -66,6 +67,8 @@ VARIANTS = {
         *(Variant(f"batch-{n}", replace(_AS_BUILT, max_batch=n)) for n in (16, 32, 64, 256, 512)),
         *(Variant(f"slice-{n}", replace(_AS_BUILT, slice_steps=n)) for n in (4, 8, 16, 64)),
         *(Variant(f"run-{n}", replace(_AS_BUILT, max_run_steps=n)) for n in (128, 256, 1024, 2048)),
+        Variant("short", _SHORT),
+        Variant("short-beside-1", _SHORT, in_flight=1),
         Variant("no-classes", kind=Unclassed),
         Variant("powers", kind=PowersOfTwo),
     )

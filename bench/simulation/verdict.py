@@ -23,7 +23,7 @@ class Criteria:
     """When the policy counts as broken."""
 
     target_ms: float = TARGET_MS  # p99 of single steps, where they have no period of their own
-    most_runs: int = 100  # that anybody's single step may see begin before its answer
+    most_runs: int = 100  # that may begin while a single step is its stream's next, until its answer
     staying: float = 0.05  # of the steps that arrive in the second half and haven't been computed by its end
     most_waiting: int = 1_000_000  # steps; the server refuses more (max_waiting_steps)
 
@@ -126,20 +126,36 @@ def _waits(seconds: Floats) -> Waits | None:
 
 
 def _runs_seen(played: Played, chosen: Mask) -> int:
-    """The most runs that began between a chunk's arrival and its answer, its own included."""
+    """The most runs that began while a chunk was its stream's next, until its answer, its own run included."""
     if not chosen.any():
         return 0
-    before = np.searchsorted(played.run_began, played.seconds[chosen], side="left")
+    before = np.searchsorted(played.run_began, _nexts(played)[chosen], side="left")
     return int((np.searchsorted(played.run_began, played.answered[chosen], side="left") - before).max())
 
 
+def _nexts(played: Played) -> Floats:
+    """When each chunk was its stream's next: it had arrived, and the one before was answered."""
+    order = np.argsort(played.stream, kind="stable")
+    stream, answered = played.stream[order], played.answered[order]
+    nexts = played.seconds[order]
+    later = np.flatnonzero(stream[1:] == stream[:-1]) + 1
+    nexts[later] = np.maximum(nexts[later], answered[later - 1])
+    found = np.empty_like(nexts)
+    found[order] = nexts
+    return found
+
+
 def _staying(played: Played, chosen: Mask, computed: npt.NDArray[np.int64]) -> float:
-    """By how much more waits at the end than at half time, as a share of what arrived in between."""
+    """By how much more waits at the end than at half time, as a share of what arrived in between.
+
+    What a run and a chunk hold is no growth: they may just have come.
+    """
     seconds, steps = played.seconds[chosen], played.steps[chosen]
     half, end = played.until / 2, played.until
     arrived = int(steps[(seconds > half) & (seconds <= end)].sum())
     done = int(computed[(played.run_ended > half) & (played.run_ended <= end)].sum())
-    return max(0.0, (arrived - done) / arrived) if arrived else 0.0
+    growth = arrived - done - int(played.run_steps.max()) - int(steps.max(initial=0))
+    return max(0.0, growth / arrived) if arrived else 0.0
 
 
 def _most_waiting(played: Played) -> int:
