@@ -14,7 +14,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo test lint protos verify wheel clean
+.PHONY: help setup train export parity parity-full serve stream demo simulate test lint protos verify wheel clean
 .DELETE_ON_ERROR:
 FORCE:
 
@@ -62,6 +62,9 @@ stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in 
 
 demo: artifacts/bytelm/.exported | $(VENV)/.done ## the whole product on real input, with a proof at the end
 	$(PY) -m bench.demo
+
+simulate: | $(VENV)/.done ## the batcher's policy in virtual time: who waits how long, and where it breaks
+	$(PY) -m bench.simulate
 
 test: | $(VENV)/.done ## the test suite
 	$(PY) -m pytest
