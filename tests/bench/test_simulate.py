@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -282,11 +283,27 @@ def test_every_criterion_breaks() -> None:
     assert any("above the period of 0.2 ms" in text for text in report.breaks)
     assert any("saw 4 runs begin; 2 are allowed" in text for text in report.breaks)
     assert any("8 steps waited" in text for text in report.breaks)
-    singles = [(500.0 * k, 1, 1) for k in range(2000)]
-    starving = play(world((600_000, 0, 8000), *singles), batcher(), MACHINE)
-    report = judge(starving, Criteria(staying=0.1), scenario="", variant="", load=0.5)
-    assert not any("starves" in text for text in report.breaks)
-    assert not holds(replace(report, bulk_staying=0.2), Criteria())
+
+
+class ShortestFirst(Batcher[int]):
+    """What the server's own isn't: unfair to long chunks."""
+
+    def _oldest_line(self) -> Any:
+        return next((line for line in self._lines if line), None)
+
+
+def test_starving_bulk_is_told() -> None:
+    """Under a policy that serves short chunks first bulk starves, and the verdict says so; under ours it doesn't."""
+    singles = [(100.0 * k, 1 + k % 9, 1) for k in range(10_000)]
+    arrivals = world(*singles, *[(550_000.0 + 40_000 * k, 20 + k, 20) for k in range(10)])
+    ours = play(arrivals, batcher(max_run_steps=64), MACHINE)
+    theirs = play(arrivals, ShortestFirst(max_batch=128, slice_steps=32, max_run_steps=64), MACHINE)
+    fair, unfair = (judge(one, Criteria(), scenario="", variant="", load=0.5) for one in (ours, theirs))
+    assert fair.breaks == ()
+    assert len(unfair.breaks) == 1
+    assert unfair.breaks[0].startswith("bulk starves: ")
+    assert holds(fair, Criteria())
+    assert not holds(unfair, Criteria())
 
 
 def test_a_step_behind_its_own_stream_has_not_been_passed_over() -> None:
