@@ -113,13 +113,13 @@ def test_bulk_gets_its_share_beside_singles() -> None:
     assert max(np.diff(turns)) <= 14
 
 
-@pytest.mark.parametrize(("in_flight", "third"), [(1, 320.0), (2, 280.0)])
-def test_engine_beside_by_hand(in_flight: int, third: float) -> None:
+@pytest.mark.parametrize(("in_flight", "second"), [(1, 300.0), (2, 260.0)])
+def test_engine_beside_by_hand(in_flight: int, second: float) -> None:
     """Handing over costs 20 µs each way; the loop receives meanwhile; a second batch in flight starts without them."""
     found = play(world((0, 0, 1), (50, 1, 1)), batcher(), MACHINE, in_flight=in_flight)
     # 0-10 received; handed over, 30-130 run, back at 150. One in flight: the second, received by 60, goes out at 150,
     # runs 170-270, is back at 290, answered at 300. Two: it goes out at 60, runs 130-230, is back at 250, answered 260.
-    assert micros(found) == [160, third - 20]
+    assert micros(found) == [160, second]
 
 
 @st.composite
@@ -205,12 +205,10 @@ def test_a_closed_loop_sends_the_next_after_the_answer() -> None:
         assert (found.seconds[mine][1:] >= found.answered[mine][:-1]).all()
 
 
-@pytest.mark.parametrize("name", list(SCENARIOS))
+@pytest.mark.parametrize("name", [name for name, scenario in SCENARIOS.items() if not scenario.closed])
 def test_scenarios_make_the_load_that_was_asked_for(name: str) -> None:
     """The rate chosen for 60 % of capacity brings about so much work, in order of time, from all streams."""
     scenario, capacity = SCENARIOS[name], Capacity(MACHINE, VARIANTS[AS_BUILT])
-    if scenario.closed:
-        pytest.skip("how much a closed loop sends depends on the answers")
     rate = capacity.rate(scenario, 500, 0.6, seed=0)
     arrivals = scenario.arrivals(500, rate, 20.0, seed=0)
     # Bulk and heavy tails vary: some hundred chunks make half of the work.
