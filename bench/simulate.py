@@ -192,7 +192,7 @@ def _sweep(arguments: argparse.Namespace, setup: Setup, console: Console) -> lis
 
 
 def _plot(arguments: argparse.Namespace, setup: Setup, path: Path) -> list[Report]:
-    variants = _variants(arguments, (AS_BUILT, "beside-1", "beside-2", "run-128", "slice-8"))
+    variants = _variants(arguments, (AS_BUILT, "slice-8", "run-128", "beside-1", "no-classes"))
     reports: list[Report] = []
     panels: dict[str, dict[str, Points]] = {}
     for scenario in _scenarios(arguments, PLOTTED):

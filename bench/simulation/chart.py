@@ -64,7 +64,7 @@ def _panel(
         parts.append(_line(across(load), TOP, across(load), bottom, "grid"))
         parts.append(_text(across(load), bottom + 18, f"{load:.0%}", "middle"))
     parts.append(_line(left, up(target_ms), left + PANEL, up(target_ms), "target"))
-    for name, points in lines.items():
+    for name, points in reversed(list(lines.items())):  # equal lines lie under the first
         path = " ".join(f"{across(load):.1f},{up(ms):.1f}" for load, ms in points)
         parts.append(
             f'<polyline points="{path}" class="curve" stroke="{chosen[name]}"><title>{escape(name)}</title></polyline>'
