@@ -33,6 +33,7 @@ SWEEP_RATE = 20.0
 PLOTTED = ("poisson", "bulk")
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 MOST_STREAMS = 5_000_000
+_SETTINGS = ("max_batch", "slice_steps", "shared_slice_steps", "max_run_steps")
 WIDTH = 200  # of tables, so that a pipe gets whole lines
 
 
@@ -52,9 +53,10 @@ scenarios (each stream sends --rate chunks a second; without --rate, what makes 
 {scenarios}
 
 variants: {", ".join(VARIANTS)}
-  as-built    engine on the loop's thread, batches of 128, slices of 32 steps, runs of 512
+  as-built    engine on the loop's thread, batches of 128, slices of 32 steps
+              (8 beside small pieces), runs of 512
   beside-N    engine on a thread of its own with up to N batches handed over
-  batch-N, slice-N, run-N   max_batch, slice_steps, max_run_steps of N
+  batch-N, slice-N, run-N   max_batch, slice_steps (never shorter), max_run_steps of N
   short       slice-8 and run-128; short-beside-1: that, with the engine beside
   no-classes  one line for chunks of all lengths
   powers      batches of 1, 2, 4, … lanes only
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--python-us", type=float, default=PYTHON_US, metavar="US", help="our own (%(default)s)")
     add("--hand-over-us", type=float, default=HAND_OVER_US, metavar="US",
         help="to an engine thread and back (%(default)s)")  # fmt: skip
-    for name in ("max_batch", "slice_steps", "max_run_steps"):
+    for name in _SETTINGS:
         add(f"--{name.replace('_', '-')}", type=int, metavar="N", help="in every variant")
     add("--target-ms", type=float, default=TARGET_MS, metavar="MS", help="p99 of single steps (%(default)s)")
     group = parser.add_argument_group("what to do")
@@ -149,7 +151,7 @@ def _setup(arguments: argparse.Namespace) -> Setup:
 
 
 def _variants(arguments: argparse.Namespace, default: Sequence[str]) -> list[Variant]:
-    given = {name: getattr(arguments, name) for name in ("max_batch", "slice_steps", "max_run_steps")}
+    given = {name: getattr(arguments, name) for name in _SETTINGS}
     given = {name: value for name, value in given.items() if value is not None}
     chosen = [VARIANTS[name] for name in arguments.variant or default]
     return [replace(variant, batching=replace(variant.batching, **given)) for variant in chosen]

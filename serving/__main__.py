@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-batch", type=int, default=batching.max_batch, metavar="N", help="streams in one run (%(default)s)")
     add("--slice-steps", type=int, default=batching.slice_steps, metavar="N",
         help="steps of one stream in one run (%(default)s)")  # fmt: skip
+    add("--shared-slice-steps", type=int, default=batching.shared_slice_steps, metavar="N",
+        help="the same while others send in pieces no longer than this (%(default)s)")  # fmt: skip
     add("--max-run-steps", type=int, default=batching.max_run_steps, metavar="N",
         help="streams times steps in one run: bounds how long single steps wait for it (%(default)s)")  # fmt: skip
     return parser

@@ -4,6 +4,7 @@ Owns the chunks that have arrived and aren't computed, and the order in which st
 values in, values out; no clock, no thread, no I/O. Knows nothing of tensors: a chunk's inputs pass through unopened.
 
 A turn is one slice of one chunk: at most `slice_steps` steps, at most one slice per stream in a batch, oldest first.
+While others send in small pieces, slices are shorter (`shared_slice_steps`), so that nobody waits for a long run.
 Slices are grouped by length class (1, 2-3, 4-7, 8-15, … steps): a run costs all its rows the longest one's steps, so
 a row never pays for more than twice its own.
 """
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+CALM_RUNS = 16  # batches without small pieces, until slices are long again
 
 K = TypeVar("K", bound=Hashable)
 
@@ -71,10 +74,17 @@ class Batch(Generic[K]):
 class Batcher(Generic[K]):
     """Streams with work, in line by age."""
 
-    def __init__(self, *, max_batch: int, slice_steps: int, max_run_steps: int) -> None:
-        """A batch holds at most `max_batch` slices, and its size times its longest slice is at most `max_run_steps`."""
+    def __init__(
+        self, *, max_batch: int, slice_steps: int, max_run_steps: int, shared_slice_steps: int | None = None
+    ) -> None:
+        """A batch holds at most `max_batch` slices, and its size times its longest slice is at most `max_run_steps`.
+
+        `shared_slice_steps` (None: `slice_steps`) bounds slices for CALM_RUNS batches after one of chunks as short.
+        """
         self.max_batch = max_batch
         self.slice_steps = min(slice_steps, max_run_steps)
+        self.shared_slice_steps = min(shared_slice_steps or slice_steps, self.slice_steps)
+        self._shared = 0  # batches to come that are bound by it
         self.max_run_steps = max_run_steps
         self.waiting_steps = 0
         self._queues: dict[K, _Queue[K]] = {}
@@ -109,7 +119,8 @@ class Batcher(Generic[K]):
         if line is None:
             return None
         slices: list[Slice[K]] = []
-        most, longest, slice_steps = self.max_batch, 0, self.slice_steps
+        most, longest = self.max_batch, 0
+        slice_steps = self.shared_slice_steps if self._shared else self.slice_steps
         while line and len(slices) < most:
             turn, queue = line[0]
             if queue.turn != turn:  # discarded or held since
@@ -127,7 +138,13 @@ class Batcher(Generic[K]):
             queue.turn = 0
             queue.in_batch = steps
             slices.append(_slice((queue.stream, chunk, offset, steps)))
-        return Batch(slices, longest) if slices else None
+        if not slices:
+            return None
+        if slices[0].chunk.steps <= self.shared_slice_steps:
+            self._shared = CALM_RUNS
+        elif self._shared:
+            self._shared -= 1
+        return Batch(slices, longest)
 
     def finish(self, batch: Batch[K]) -> None:
         """Account for a batch that has run: its slices no longer wait, and its streams line up again."""

@@ -8,6 +8,7 @@ own tells whether that lane's input was to blame or the engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -69,9 +70,7 @@ class Lane:
         self.engine = engine
         self.contract = engine.contract
         self.limits = limits
-        self.batching = Batching(
-            max_batch=batching.max_batch, slice_steps=engine.slice_steps, max_run_steps=batching.max_run_steps
-        )
+        self.batching = replace(batching, slice_steps=engine.slice_steps)
         self.check = InputCheck(engine.contract, limits)
         self.layout = Layout(engine.contract)
         self.streams = Streams(check=self.check, limits=limits, batching=self.batching)

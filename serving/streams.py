@@ -105,7 +105,10 @@ class Streams:
         self._most_waiting = min(limits.max_waiting_steps, max(1, limits.max_waiting_bytes // sum(check.step_bytes)))
         self.rows = Rows(slab_rows(limits, batching))
         self.batcher: Batcher[Stream] = Batcher(
-            max_batch=batching.max_batch, slice_steps=batching.slice_steps, max_run_steps=batching.max_run_steps
+            max_batch=batching.max_batch,
+            slice_steps=batching.slice_steps,
+            max_run_steps=batching.max_run_steps,
+            shared_slice_steps=batching.shared_slice_steps,
         )
         self.closed: Refusal | None = None  # why nothing new is admitted
         self._live: set[Stream] = set()

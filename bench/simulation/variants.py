@@ -7,6 +7,7 @@ where a stream stands in line, or how many lanes a batch may have, and nothing e
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from serving.batcher import Batch, Batcher, _Queue
 from serving.config import Batching
@@ -22,8 +23,8 @@ class Unclassed(Batcher[int]):
 class PowersOfTwo(Batcher[int]):
     """Batches of 1, 2, 4, … lanes: as many of the oldest as make one."""
 
-    def __init__(self, *, max_batch: int, slice_steps: int, max_run_steps: int) -> None:
-        super().__init__(max_batch=max_batch, slice_steps=slice_steps, max_run_steps=max_run_steps)
+    def __init__(self, *, max_batch: int, **settings: Any) -> None:
+        super().__init__(max_batch=max_batch, **settings)
         self._most = max_batch
 
     def take(self) -> Batch[int] | None:
@@ -51,7 +52,10 @@ class Variant:
         """A fresh one."""
         settings = self.batching
         return self.kind(
-            max_batch=settings.max_batch, slice_steps=settings.slice_steps, max_run_steps=settings.max_run_steps
+            max_batch=settings.max_batch,
+            slice_steps=settings.slice_steps,
+            max_run_steps=settings.max_run_steps,
+            shared_slice_steps=settings.shared_slice_steps,
         )
 
 
@@ -65,7 +69,7 @@ VARIANTS = {
         Variant("beside-1", in_flight=1),
         Variant("beside-2", in_flight=2),
         *(Variant(f"batch-{n}", replace(_AS_BUILT, max_batch=n)) for n in (16, 32, 64, 256, 512)),
-        *(Variant(f"slice-{n}", replace(_AS_BUILT, slice_steps=n)) for n in (4, 8, 16, 64)),
+        *(Variant(f"slice-{n}", replace(_AS_BUILT, slice_steps=n, shared_slice_steps=n)) for n in (4, 8, 16, 32, 64)),
         *(Variant(f"run-{n}", replace(_AS_BUILT, max_run_steps=n)) for n in (128, 256, 1024, 2048)),
         Variant("short", _SHORT),
         Variant("short-beside-1", _SHORT, in_flight=1),

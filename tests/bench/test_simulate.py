@@ -184,7 +184,13 @@ def test_without_classes_short_rows_run_with_long_ones() -> None:
     """The very thing that classes are for: one batch where the server's own makes two."""
     arrivals = world((0, 0, 1), (0, 1, 30))
     assert play(arrivals, VARIANTS["no-classes"].batcher(), MACHINE).run_lanes.tolist() == [2]
-    assert play(arrivals, VARIANTS[AS_BUILT].batcher(), MACHINE).run_lanes.tolist() == [1, 1]
+    assert play(arrivals, VARIANTS["slice-32"].batcher(), MACHINE).run_lanes.tolist() == [1, 1]
+
+
+def test_slices_are_short_beside_small_pieces() -> None:
+    """What the server does: the single step runs first, and the 30 steps then take turns of 8."""
+    found = play(world((0, 0, 1), (0, 1, 30)), VARIANTS[AS_BUILT].batcher(), MACHINE)
+    assert found.run_steps.tolist() == [1, 8, 8, 8, 6]
 
 
 def test_a_closed_loop_sends_the_next_after_the_answer() -> None:

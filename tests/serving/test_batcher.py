@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serving.batcher import Batch, Batcher, Chunk
+from serving.batcher import CALM_RUNS, Batch, Batcher, Chunk
 
 _SCENARIOS = (Path(__file__).parent / "scenarios" / "batcher.txt").read_text().split("\nscenario: ")[1:]
 
@@ -19,9 +19,8 @@ class Script:
 
     def __init__(self, settings: str) -> None:
         words = settings.replace(",", "").split()
-        self.batcher: Batcher[str] = Batcher(
-            max_batch=int(words[1]), slice_steps=int(words[3]), max_run_steps=int(words[5]) if words[5:] else 1000
-        )
+        given = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        self.batcher: Batcher[str] = Batcher(**{"max_run_steps": 1000} | given)
         self.sent: dict[str, int] = {}
         self.batch: Batch[str] | None = None
 
@@ -68,6 +67,20 @@ def test_scenario(scenario: str) -> None:
         script.batcher.check()
 
 
+def test_slices_grow_again_when_nobody_sends_small_pieces() -> None:
+    """A single step makes the slices of others short for CALM_RUNS batches, and not for ever."""
+    batcher: Batcher[str] = Batcher(max_batch=4, slice_steps=32, max_run_steps=512, shared_slice_steps=8)
+    batcher.push("long", Chunk(1, 1000, (), 0.0))
+    batcher.push("single", Chunk(1, 1, (), 0.0))
+    taken = []
+    for _ in range(CALM_RUNS + 4):
+        batch = batcher.take()
+        assert batch is not None
+        taken.append(batch.steps)
+        batcher.finish(batch)
+    assert taken == [32, 1, *[8] * CALM_RUNS, 32, 32]
+
+
 class BatcherMachine(RuleBasedStateMachine):
     """Random histories: every step pushed and not discarded is taken once, in order, and nobody starves."""
 
@@ -75,7 +88,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batcher: Batcher[str] = Batcher(max_batch=3, slice_steps=4, max_run_steps=8)
+        self.batcher: Batcher[str] = Batcher(max_batch=3, slice_steps=4, max_run_steps=8, shared_slice_steps=2)
         self.accepted: dict[str, int] = {}  # steps pushed
         self.computed: dict[str, int] = {}  # steps finished
         self.held: set[str] = set()
