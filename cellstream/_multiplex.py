@@ -258,8 +258,10 @@ class MultiplexCore:
             raise InvalidInput("no keys; a multiplexed step has at least one stream")
         if len(set(keys)) != len(keys):
             raise InvalidInput("a key stands twice in one multiplexed step")
+        members = self._members
         for key in keys:
-            if key not in self._members or not self._members[key].opened:
+            member = members.get(key)
+            if member is None or not member.opened:
                 error = self._ends.get(key)
                 if error is not None:
                     raise fresh(error)
@@ -305,12 +307,19 @@ class MultiplexCore:
             stop = source + count
             while source < stop:
                 due = member.due[0]
-                taken = min(stop - source, due.missing)
-                _, here, there = places.setdefault(id(due.gathered), (due.gathered, [], []))
-                here.extend(range(source, source + taken))
-                there.extend(range(due.at, due.at + taken))
+                place = places.get(id(due.gathered))
+                if place is None:
+                    place = places[id(due.gathered)] = (due.gathered, [], [])
+                taken = min(stop - source, due.missing) if count > 1 else 1
+                if taken == 1:
+                    place[1].append(source)
+                    place[2].append(due.at)
+                else:
+                    place[1].extend(range(source, source + taken))
+                    place[2].extend(range(due.at, due.at + taken))
                 source += taken
-                due.at, due.missing = due.at + taken, due.missing - taken
+                due.at += taken
+                due.missing -= taken
                 if not due.missing:
                     member.due.popleft()
         for gathered, here, there in places.values():
