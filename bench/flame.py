@@ -17,7 +17,12 @@ from pathlib import Path
 WIDTH, ROW, FONT = 1000, 17, 11
 LEAST = 0.004  # of all samples: narrower frames are left out
 ROOT = "Loop._turn"
-_LIBRARIES = {"onnxruntime": "ONNX Runtime", "cygrpc": "gRPC", "_multiarray_umath": "numpy", "_message.abi3": "protobuf"}
+_LIBRARIES = {
+    "onnxruntime": "ONNX Runtime",
+    "cygrpc": "gRPC",
+    "_multiarray_umath": "numpy",
+    "_message.abi3": "protobuf",
+}
 _COLOURS = {"ONNX Runtime": "#74c0fc", "gRPC": "#ffd43b", "numpy": "#b197fc", "protobuf": "#ffa8a8"}
 _OURS = "#ff922b"
 
