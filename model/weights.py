@@ -159,7 +159,7 @@ def _refuse_unsupported(matches: Mapping[str, re.Match[str]]) -> None:
     reverse = [name for name, match in matches.items() if match["reverse"]]
     if reverse:
         raise UnsupportedLSTMError(
-            f"bidirectional LSTM ({_listed(reverse)}): it reads a sequence from its end, which a stream doesn't have"
+            f"bidirectional layers ({_listed(reverse)}): they read a sequence from its end, which a stream doesn't have"
         )
 
 
