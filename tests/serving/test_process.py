@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from serving import __main__ as command
+from serving.config import WIRE_ENVIRONMENT, ServerConfig
+from serving.errors import ConfigError
 from tests.serving.client import StreamCall
 from tests.serving.test_server import vectors
 
@@ -128,3 +132,23 @@ def test_importing_it_loads_neither_torch_nor_onnx(package: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(("theirs", "found"), [(None, WIRE_ENVIRONMENT["GRPC_EXPERIMENTS"]), ("", "")])
+def test_grpc_is_told_who_reads_its_sockets(
+    theirs: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server's environment says it before gRPC is there, unless the operator has said something else."""
+    monkeypatch.setenv("GRPC_EXPERIMENTS", theirs or "")
+    if theirs is None:
+        monkeypatch.delenv("GRPC_EXPERIMENTS")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(ConfigError, match="no model under"):
+        command._serve(ServerConfig(tmp_path), None)
+    assert os.environ["GRPC_EXPERIMENTS"] == found
+
+
+def test_the_command_line_does_not_import_grpc_by_itself() -> None:
+    """GRPC reads its environment when it is imported, so that must come after."""
+    code = "import sys, serving.__main__; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
