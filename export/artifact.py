@@ -169,6 +169,17 @@ def certify(contract: Contract, certificate: Certificate, graphs: Mapping[str, M
     return replace(contract, certificate=replace(certificate, digests=digests | {"contract": contract.digest()}))
 
 
+def seal(folder: Path, contract: Contract, certificate: Certificate) -> Contract:
+    """Write both graphs in `folder` anew with their certificate, and the certificate beside them; the contract now."""
+    graphs = {name: read_graph(folder / name, weights=False)[0] for name in (MODEL, RESIDENT)}
+    certified = certify(contract, certificate, graphs)
+    assert certified.certificate is not None
+    for name, model in graphs.items():
+        write_graph(model, folder / name, certified)
+    write_certificate(certified.certificate, folder / PARITY)
+    return certified
+
+
 def write_certificate(certificate: Certificate, path: Path) -> None:
     """Write the certificate beside the graphs, for people and scripts."""
     path.write_text(json.dumps(certificate_to_plain(certificate), indent=1) + "\n", encoding="utf-8")

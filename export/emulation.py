@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,6 +52,11 @@ def fewer_bits(values: Tensor, bits: int = TF32_BITS) -> Tensor:
     fraction, exponent = torch.frexp(values)
     scale = 2.0 ** (bits + 1)
     return torch.ldexp(torch.round(fraction * scale) / scale, exponent)
+
+
+def fewer_bits_of(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same of an array of numpy's, in its own dtype; the array given is left as it is."""
+    return np.asarray(fewer_bits(torch.tensor(values)).numpy())
 
 
 def half(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
 from export import artifact, portable, resident
-from export.emulation import fewer_bits
+from export.emulation import fewer_bits, fewer_bits_of
 from export.parity import Levels
 from export.precision import Precision
 from export.products import SCALES
@@ -136,17 +136,13 @@ def _shift_scales(model: ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.roll(scales, 1, axis=0), tensor.name))
 
 
-def _rounded(values: Array) -> Array:
-    return np.asarray(fewer_bits(torch.from_numpy(values)).numpy())
-
-
 class _Rounding(Resident):
     """Both the states and float inputs of every run lose bits on their way in, as matrix units in TF32 would do."""
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         for slab in self.slabs.values():
-            slab[read] = _rounded(slab[read])
-        rounded = {name: _rounded(value) if value.dtype == np.float32 else value for name, value in inputs.items()}
+            slab[read] = fewer_bits_of(slab[read])
+        rounded = {name: fewer_bits_of(value) if value.dtype == np.float32 else value for name, value in inputs.items()}
         return super().run(rounded, lengths, read, write)
 
 

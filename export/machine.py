@@ -1,10 +1,23 @@
-"""The machine that a proof was made on, in words."""
+"""The machine that a proof was made on, the day and the versions, in words."""
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import platform
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def provenance(*libraries: ModuleType) -> dict[str, Any]:
+    """What every certificate says of how it came about: its fields `created`, `machine` and `versions`."""
+    return {
+        "created": dt.datetime.now(dt.UTC).date().isoformat(),
+        "machine": describe(),
+        "versions": {"python": platform.python_version()}
+        | {library.__name__: str(library.__version__) for library in libraries},
+    }
 
 
 def describe() -> str:

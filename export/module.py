@@ -6,8 +6,6 @@ Owns that order. Whatever raises, nothing appears under the final name.
 from __future__ import annotations
 
 import copy
-import datetime as dt
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +88,7 @@ def export_module(
         contract = replace(made.contract, precision="fp32")
         _rewrite(folder, contract)
         evidence = _prove(plan, module, folder, contract, records=made.records, progress=progress, steps=steps)
-        contract = wrap.certify(folder, contract, _certificate(plan, evidence, contract, steps))
+        contract = artifact.seal(folder, contract, _certificate(plan, evidence, contract, steps))
         assert contract.certificate is not None
         page = artifact_page(f"{name}/{final.name}", contract.certificate, evidence.curves)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
@@ -194,15 +192,7 @@ def _certificate(plan: Plan, evidence: Evidence, contract: Contract, steps: tupl
     if any(tensor.dtype.startswith("int") and tensor.bounds is None for tensor in plan.inputs):
         not_checked.append("integers beyond those that were drawn: no range was found or given")
     return Certificate(
-        created=dt.datetime.now(dt.UTC).date().isoformat(),
-        machine=machine.describe(),
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-        },
+        **machine.provenance(torch, onnx, ort, np),
         weights_digest=contract.weights_digest,
         records=evidence.records,
         not_checked=tuple(not_checked),

@@ -8,55 +8,40 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from onnx import ModelProto, numpy_helper
 
 from export import artifact, resident, wrap
-from export.emulation import fewer_bits
+from export.emulation import fewer_bits_of
 from export.module_parity import Levels
-from export.run_faults import missed_by, planted, run_faults
+from export.run_faults import alike, missed_by, planted, run_faults
 from export.samples import NON_ZERO
 from export.subgraphs import rename
 from model.contract import Contract, ParityRecord
 
 STEPS = 10
-Array = npt.NDArray[Any]
 Plant = Callable[[ModelProto, Contract], None]
 
 
-def _exchange(contract: Contract) -> tuple[str, str] | None:
-    """Two states of the same shape and dtype."""
-    states = contract.states
-    pairs = ((a, b) for place, a in enumerate(states) for b in states[place + 1 :])
-    return next(((a.input, b.input) for a, b in pairs if (a.dtype, a.shape) == (b.dtype, b.shape)), None)
-
-
 def _exchange_states(model: ModelProto, contract: Contract) -> None:
-    both = _exchange(contract)
-    assert both is not None
-    rename(model.graph.node, {both[0]: both[1], both[1]: both[0]})
+    found = alike(contract)
+    assert found is not None
+    _, first, second = found
+    rename(model.graph.node, {first.input: second.input, second.input: first.input})
 
 
 def _round_weights(model: ModelProto, _contract: Contract) -> None:
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor)
         if value.dtype == np.float32 and value.ndim:
-            tensor.CopyFrom(numpy_helper.from_array(_rounded(value), tensor.name))
-
-
-def _rounded(value: Array) -> Array:
-    """float32 values with the fraction that TF32 has."""
-    return np.asarray(fewer_bits(torch.from_numpy(value.copy())).numpy())
+            tensor.CopyFrom(numpy_helper.from_array(fewer_bits_of(value), tensor.name))
 
 
 def faults_for(contract: Contract) -> dict[str, Plant]:
     """The faults in the graphs that such a model can have, by name."""
     chosen: dict[str, Plant] = {"TF32-sized noise in the weights": _round_weights}
-    if _exchange(contract) is not None:
+    if alike(contract) is not None:
         chosen["two states exchanged in the graph"] = _exchange_states
     return chosen
 

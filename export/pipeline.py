@@ -5,8 +5,6 @@ Owns that order and nothing of the steps. Whatever raises, nothing appears under
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,14 +84,10 @@ def export(
     """
     with artifact.staged(final) as folder:
         model, contract = _write_portable(checkpoint, folder, name, precision)
-        wrapped = _write_resident(model, contract, folder)
+        _write_resident(model, contract, folder)
         evidence = _prove(checkpoint.module, folder, contract, progress)
-        graphs = {artifact.MODEL: model, artifact.RESIDENT: wrapped}
-        certified = artifact.certify(contract, _certificate(evidence, contract), graphs)
+        certified = artifact.seal(folder, contract, _certificate(evidence, contract))
         assert certified.certificate is not None
-        artifact.write_graph(model, folder / artifact.MODEL, certified)
-        artifact.write_graph(wrapped, folder / artifact.RESIDENT, certified)
-        artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
         page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves, precision)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         _read_back(folder, certified)
@@ -172,15 +166,7 @@ def refuse_failed(records: Sequence[ParityRecord]) -> None:
 def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
     """The evidence with today's date, this machine and the versions in use."""
     return Certificate(
-        created=dt.datetime.now(dt.UTC).date().isoformat(),
-        machine=machine.describe(),
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-        },
+        **machine.provenance(torch, onnx, ort, np),
         weights_digest=contract.weights_digest,
         records=evidence.records,
         not_checked=(*Precision(contract.precision).terms.not_checked, *NOT_CHECKED),

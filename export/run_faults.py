@@ -101,7 +101,7 @@ class Exchanged(Resident):
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         """Run with both exchanged on their way in."""
-        found = _alike(self._contract)
+        found = alike(self._contract)
         assert found is not None
         slab, first, second = found
         rows, (a, b) = self.slabs[slab.dtype], (_place(slab, first), _place(slab, second))
@@ -110,7 +110,7 @@ class Exchanged(Resident):
         return super().run(inputs, lengths, read, write)
 
 
-def _alike(contract: Contract) -> tuple[SlabSpec, StatePair, StatePair] | None:
+def alike(contract: Contract) -> tuple[SlabSpec, StatePair, StatePair] | None:
     """Two states that could be taken for each other."""
     for slab in contract.slabs():
         for place, first in enumerate(slab.states):
@@ -128,7 +128,7 @@ def _place(slab: SlabSpec, state: StatePair) -> slice:
 def run_faults(contract: Contract) -> dict[str, type[Resident]]:
     """The faults that such a model can have, by name."""
     chosen: dict[str, type[Resident]] = {"a state not carried": NotCarried, "a stale row read": StaleRow}
-    if _alike(contract) is not None:
+    if alike(contract) is not None:
         chosen["two states exchanged"] = Exchanged
     if any(np.dtype(state.dtype).kind == "f" and state.dtype != "float16" for state in contract.states):
         chosen["a float16 rounding of the state"] = HalfState

@@ -20,7 +20,7 @@ from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, r
 from export.unbatched import add_batch
 from export.understanding import Asked, Understood, constants_of, fitted, loosened, understand
 from export.wrap_parity import ByHand
-from model.contract import Certificate, Contract, ParityRecord
+from model.contract import Contract, ParityRecord
 
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
 BATCHES = "batches"  # the note that says how the graph takes them
@@ -80,7 +80,7 @@ def wrap(
             controls[fault] = missed_by(records)
             progress("planted faults", done, total)
         certificate = wrap_proof.certificate(made.records, made.contract, controls)
-        contract = certify(folder, made.contract, certificate)
+        contract = artifact.seal(folder, made.contract, certificate)
         page = artifact_page(f"{name}/{final.name}", certificate, {})
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
     return replace(made, folder=final, contract=contract)
@@ -106,18 +106,6 @@ def make(
     notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
     contract, records = _first_that_holds(work, folder, name, ways, notes)
     return Wrapped(folder, contract, records, tuple(work.remarks))
-
-
-def certify(folder: Path, contract: Contract, certificate: Certificate) -> Contract:
-    """Write both graphs in `folder` anew, with their certificate, and the certificate beside them."""
-    names = (artifact.MODEL, artifact.RESIDENT)
-    graphs = {graph: artifact.read_graph(folder / graph, weights=False)[0] for graph in names}
-    certified = artifact.certify(contract, certificate, graphs)
-    assert certified.certificate is not None
-    for graph, model in graphs.items():
-        artifact.write_graph(model, folder / graph, certified)
-    artifact.write_certificate(certified.certificate, folder / artifact.PARITY)
-    return certified
 
 
 def is_wrapped(path: Path) -> bool:

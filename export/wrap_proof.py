@@ -5,8 +5,6 @@ Owns what must hold before a wrapped graph counts as proved. Writes nothing.
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,14 +106,7 @@ def proved(
 def certificate(records: tuple[ParityRecord, ...], contract: Contract, controls: Mapping[str, float]) -> Certificate:
     """What was compared and which planted faults showed, with today's date, this machine and the versions in use."""
     return Certificate(
-        created=dt.datetime.now(dt.UTC).date().isoformat(),
-        machine=machine.describe(),
-        versions={
-            "python": platform.python_version(),
-            "onnx": onnx.__version__,
-            "onnxruntime": ort.__version__,
-            "numpy": np.__version__,
-        },
+        **machine.provenance(onnx, ort, np),
         weights_digest=contract.weights_digest,
         records=records,
         not_checked=NOT_CHECKED,

@@ -127,8 +127,7 @@ class Batcher(Generic[K]):
                 line.popleft()
                 continue
             chunk, offset = queue.chunks[0], queue.offset
-            steps = chunk.steps - offset
-            steps = min(steps, slice_steps)
+            steps = min(chunk.steps - offset, slice_steps)
             if steps > longest:
                 most = min(self.max_batch, self.max_run_steps // steps)
                 if len(slices) >= most:
@@ -138,8 +137,6 @@ class Batcher(Generic[K]):
             queue.turn = 0
             queue.in_batch = steps
             slices.append(_slice((queue.stream, chunk, offset, steps)))
-        if not slices:
-            return None
         if slices[0].chunk.steps <= self.shared_slice_steps:
             self._shared = CALM_RUNS
         elif self._shared:
@@ -204,8 +201,7 @@ class Batcher(Generic[K]):
         if queue.held:
             return
         self._age = queue.turn = age = self._age + 1
-        steps = min(steps, self.slice_steps)
-        self._lines[steps.bit_length()].append((age, queue))
+        self._lines[min(steps, self.slice_steps).bit_length()].append((age, queue))
 
     def _oldest_line(self) -> deque[tuple[int, _Queue[K]]] | None:
         oldest = None

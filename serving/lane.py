@@ -107,23 +107,22 @@ class Lane:
 
     def _begin(self, run: Run) -> None:
         """Carry out a run, but for the lanes whose one step holds what no step may: those end, and the others go on."""
+        inputs = self._inputs(run)
         if run.batch.steps == 1:
-            slices = run.batch.slices
-            faults = self.check.faults([piece.first_step for piece in slices], self._inputs(run))
+            faults = self.check.faults([piece.first_step for piece in run.batch.slices], inputs)
             if faults:
                 self.streams.fail(run.of(faults), list(faults.values()))
-                run = run.of(lane for lane in range(len(run)) if lane not in faults)
-                if not len(run):
+                sound = [lane for lane in range(len(run)) if lane not in faults]
+                if not sound:
                     return
-        self._carry_out(run)
+                run, inputs = run.of(sound), [inputs[lane] for lane in sound]
+        self._carry_out(run, inputs)
 
-    def _carry_out(self, run: Run, *, again: bool = False) -> None:
+    def _carry_out(self, run: Run, inputs: list[tuple[bytes | memoryview, ...]], *, again: bool = False) -> None:
         started = self._clock()
         slices = run.batch.slices
         try:
-            outputs = self.engine.run(
-                self._inputs(run), [piece.steps for piece in slices], run.read_rows, run.write_rows
-            )
+            outputs = self.engine.run(inputs, [piece.steps for piece in slices], run.read_rows, run.write_rows)
         except EngineError as error:
             self._failed(run, error, again=again)
             return
@@ -154,13 +153,13 @@ class Lane:
         log.warning("run failed", model=self.name, version=self.version, streams=len(run), error=str(error))
         if len(run) > 1:
             first, second = run.halves()
-            self._carry_out(first)
+            self._carry_out(first, self._inputs(first))
             if self.ready:
-                self._carry_out(second)
+                self._carry_out(second, self._inputs(second))
             else:
                 self._fail(second, self._unavailable())
         elif not again:
-            self._carry_out(run, again=True)
+            self._carry_out(run, self._inputs(run), again=True)
         elif self._works():
             (piece,) = run.batch.slices
             self._fail(run, ComputeFailed(f"the model can't compute the step numbered {piece.first_step}"))

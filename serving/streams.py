@@ -147,7 +147,8 @@ class Streams:
         if known < 0:
             raise OutOfOrder(f"first_step is {first_step}; the stream's next step is {stream.accepted_step + 1}")
         if known >= steps:
-            self._check_open(stream)
+            if stream.phase is not Phase.OPEN:
+                raise _not_open(stream)
             return
         if known:
             sizes = self._check.step_bytes
@@ -160,7 +161,7 @@ class Streams:
         Raises Overloaded or WrongPhase; then nothing has changed.
         """
         if stream.phase is not Phase.OPEN:
-            self._check_open(stream)
+            raise _not_open(stream)
         waiting = self.batcher.waiting_steps
         if waiting + steps > self._most_waiting:
             raise Overloaded(
@@ -170,11 +171,6 @@ class Streams:
         first = stream.accepted_step + 1
         stream.accepted_step += steps
         self.batcher.push(stream, _chunk((first, steps, inputs, now)))
-
-    @staticmethod
-    def _check_open(stream: Stream) -> None:
-        if stream.phase is not Phase.OPEN:
-            raise WrongPhase(f"a chunk for a stream that is {stream.phase.value}")
 
     def waiting(self, stream: Stream) -> int:
         """Steps of the stream that have arrived and aren't computed."""
@@ -280,6 +276,10 @@ class Streams:
     def _move(stream: Stream, phase: Phase) -> None:
         assert (stream.phase, phase) in _MOVES, f"{stream.phase} to {phase}"
         stream.phase = phase
+
+
+def _not_open(stream: Stream) -> WrongPhase:
+    return WrongPhase(f"a chunk for a stream that is {stream.phase.value}")
 
 
 def slab_rows(limits: Limits, batching: Batching) -> int:

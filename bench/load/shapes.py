@@ -16,6 +16,7 @@ from bench.load.connection import LoadError
 from bench.load.course import VARIANTS, Course
 from bench.load.frames import PREFIX
 from cellstream.v1 import stream_inference_pb2 as pb
+from serving.single_steps import varint
 
 STREAM = "/cellstream.v1.StreamInference/Stream"
 MULTIPLEX = "/cellstream.v1.StreamInference/Multiplex"
@@ -49,16 +50,6 @@ class Track(Protocol):
 def prefixed(message: bytes) -> bytes:
     """A message behind its gRPC prefix."""
     return PREFIX.pack(0, len(message)) + message
-
-
-def varint(value: int) -> bytes:
-    """A protobuf integer, as short as can be."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(0x80 | (value & 0x7F))
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def wide_varint(value: int) -> bytes:
