@@ -98,6 +98,12 @@ class Engine:
         """A copy of one row: one [W] array per slab."""
         return [slab[row].copy() for slab in self._slabs]
 
+    def write_state(self, row: int, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Put a state, one [W] array per slab, into a row that no run reads; never into row 0, which is everybody's."""
+        assert 0 < row < self.rows, "a row to write is outside the slab, or is row 0"
+        for slab, value in zip(self._slabs, values, strict=True):
+            slab[row] = value
+
     def probe(self, scratch_row: int, *, lanes: int = 1, steps: int = 1) -> None:
         """Run lanes of all-smallest inputs from the first state, to warm up or to see that the graph still runs.
 

@@ -75,6 +75,16 @@ def test_a_lane_is_the_same_bytes_in_any_company(
         assert (outputs[lane][0], states[lane]) == steps_alone(other, x[lane]), f"lane {lane}"
 
 
+def test_a_state_written_back_goes_on_where_it_was_read(make_engine: MakeEngine) -> None:
+    """A copy of a row, put into another, computes the same bytes as the row itself."""
+    engine, x = make_engine(), vectors(7, 3)
+    engine.run([(x[:6].tobytes(),)], [6], [0], [1])
+    engine.write_state(9, engine.read_state(1))
+    original, copy = engine.run([(x[6:].tobytes(),)] * 2, [1, 1], [1, 9], [2, 3])
+    assert original == copy
+    assert engine.read_state(2)[0].tobytes() == engine.read_state(3)[0].tobytes()
+
+
 def test_a_new_stream_computes_what_the_portable_model_does_from_the_initial_state(
     make_engine: MakeEngine, artifacts: Path
 ) -> None:
