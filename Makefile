@@ -10,7 +10,7 @@ NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)$(REDUCED:
 LISTEN ?= 127.0.0.1:50051
 WORKERS ?= 1
 DEVICE ?= cpu
-PROTO := protos/cellstream/v1/stream_inference.proto
+PROTOS := $(wildcard protos/*/v1/*.proto protos/*/*/v1/*.proto)
 GENERATE = $(PY) -m grpc_tools.protoc -I protos --python_out
 # The execution provider: CUDA's where an NVIDIA driver answers, the CPU's elsewhere.
 PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
@@ -87,14 +87,14 @@ lint: | $(VENV)/.done ## ruff, mypy, import-linter, buf
 	$(VENV)/bin/mypy model export serving cellstream bench tests
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/buf lint protos
-	@generated=$$(mktemp -d) && $(GENERATE)=$$generated --pyi_out=$$generated $(PROTO) && \
-	  for file in $$generated/cellstream/v1/*; do cmp -s $$file cellstream/v1/$${file##*/} || \
-	    { echo "cellstream/v1 isn't what protos/ gives: run make protos"; exit 1; }; done; rm -r $$generated
-	@set -e; if git rev-parse -q --verify origin/main >/dev/null && git cat-file -e origin/main:$(PROTO) 2>/dev/null; then \
+	@generated=$$(mktemp -d) && $(GENERATE)=$$generated --pyi_out=$$generated $(PROTOS) && \
+	  (cd $$generated && find . -type f) | while read -r file; do cmp -s $$generated/$$file $$file || \
+	    { echo "$$file isn't what protos/ gives: run make protos"; exit 1; }; done; rm -r $$generated
+	@set -e; if git rev-parse -q --verify origin/main >/dev/null && git cat-file -e origin/main:protos/buf.yaml 2>/dev/null; then \
 	  $(VENV)/bin/buf breaking protos --against '.git#ref=origin/main,subdir=protos'; fi
 
-protos: | $(VENV)/.done ## generate cellstream/v1 anew from protos/
-	$(GENERATE)=. --pyi_out=. $(PROTO)
+protos: | $(VENV)/.done ## generate cellstream/v1 and serving/oip/v1 anew from protos/
+	$(GENERATE)=. --pyi_out=. $(PROTOS)
 
 wheel: | $(VENV)/.done ## the client as a wheel in dist/
 	$(PY) -m build --wheel --outdir dist .

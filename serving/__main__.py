@@ -15,7 +15,7 @@ from types import FrameType
 import structlog
 from structlog.typing import EventDict
 
-from serving.config import WIRE_ENVIRONMENT, Batching, Limits, ServerConfig
+from serving.config import WIRE_ENVIRONMENT, Batching, Limits, Sequencing, ServerConfig
 from serving.errors import ConfigError
 from serving.lifeline import Lifeline, Report
 
@@ -62,6 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-format", choices=("auto", "console", "json"), default="auto",
         help="auto: console on a terminal, else JSON lines (default: %(default)s)")  # fmt: skip
     add("--as-worker", type=Lifeline.from_text, help=argparse.SUPPRESS)  # how the supervisor starts its workers
+    group = parser.add_argument_group("sequences (streams known by an id, of the Open Inference Protocol)")
+    add = group.add_argument
+    add("--sequence-idle", type=_idle, action="append", default=[], metavar="[MODEL=]SECONDS",
+        help="idle sequences expire after so long; 0: never; MODEL= for one, repeatable (default: 0)")  # fmt: skip
+    add("--sequence-grace", type=float, default=Sequencing().grace, metavar="SECONDS",
+        help="the same for one whose call was cut off (default: %(default)s)")  # fmt: skip
+    add("--model-control", choices=("none", "explicit"), default="none",
+        help="explicit: clients may load and unload models; all are there at first (default: %(default)s)")  # fmt: skip
+    add("--server-name", default="cellstream", metavar="NAME",
+        help="what ServerMetadata says; some tools of Triton's want triton (default: %(default)s)")  # fmt: skip
     group = parser.add_argument_group("limits (each refusal names its own; each worker has them for itself)")
     add = group.add_argument
     add("--max-streams", type=int, default=limits.max_streams, metavar="N", help="open streams per model (%(default)s)")
@@ -87,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _idle(text: str) -> tuple[str, float]:
+    model, equals, seconds = text.rpartition("=")
+    if equals and not model:
+        raise argparse.ArgumentTypeError(f"{text!r} names no model; write MODEL=SECONDS or SECONDS")
+    try:
+        return model, float(seconds)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{seconds!r} isn't a number of seconds") from None
+
+
 def _config(arguments: argparse.Namespace) -> ServerConfig:
     def pick(kind: type) -> dict[str, int]:
         return {name: getattr(arguments, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
@@ -103,6 +123,13 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         grace=arguments.grace,
         limits=Limits(**pick(Limits)),
         batching=Batching(**pick(Batching)),
+        sequencing=Sequencing(
+            idle=dict(arguments.sequence_idle).get("", 0.0),
+            idle_of={model: seconds for model, seconds in arguments.sequence_idle if model},
+            grace=arguments.sequence_grace,
+        ),
+        model_control=arguments.model_control == "explicit",
+        server_name=arguments.server_name,
     )
 
 

@@ -5,6 +5,7 @@ Owns the values only. Knows nothing of where they come from (the command line) o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ UINT32_MAX = 2**32 - 1
 WIRE_ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
 LARGEST = 2**30  # of any count or size: what is passed on to clients and to gRPC has 32 bits, some of it signed
 LONGEST_GRACE = 7 * 24 * 3600.0  # seconds
+LONGEST_IDLE = 366 * 24 * 3600.0  # seconds
 MOST_WORKERS = 1024
 
 
@@ -80,6 +82,29 @@ class Batching:
 
 
 @dataclass(frozen=True, slots=True)
+class Sequencing:
+    """How long sequences (streams known by an id, not by their call) are kept without a request."""
+
+    # Seconds until an idle sequence expires; 0: never. Too short: streams that pause lose their state; too long: what
+    # clients forgot to end takes places.
+    idle: float = 0.0
+    # The same for single models, by name.
+    idle_of: Mapping[str, float] = field(default_factory=dict)
+    # Seconds until a sequence whose call was cut off expires, if nobody asks for it; 0: never.
+    grace: float = 60.0
+
+    def __post_init__(self) -> None:
+        named = {f"idle of {name!r}": seconds for name, seconds in self.idle_of.items()}
+        for what, seconds in {"idle": self.idle, "grace": self.grace, **named}.items():
+            if not 0 <= seconds <= LONGEST_IDLE:
+                raise ConfigError(f"sequence {what} is {seconds} s; it must be from 0 to {LONGEST_IDLE:.0f}")
+
+    def idle_seconds(self, model: str) -> float:
+        """What holds for a model."""
+        return self.idle_of.get(model, self.idle)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Everything `python -m serving` can be told."""
 
@@ -101,12 +126,19 @@ class ServerConfig:
     grace: float = 10.0
     limits: Limits = field(default_factory=Limits)
     batching: Batching = field(default_factory=Batching)
+    sequencing: Sequencing = field(default_factory=Sequencing)
+    # Let clients have models loaded and unloaded. Anybody who reaches the port can then stop what is served.
+    model_control: bool = False
+    # What the server calls itself in the Open Inference Protocol; some of Triton's tools want "triton".
+    server_name: str = "cellstream"
 
     def __post_init__(self) -> None:
         if self.device != "cpu":
             raise ConfigError(f"device {self.device!r}: this version serves on 'cpu' only")
         if not 1 <= self.workers <= MOST_WORKERS:
             raise ConfigError(f"workers is {self.workers}; it must be from 1 to {MOST_WORKERS}")
+        if self.model_control and (self.workers > 1 or self.share_port):
+            raise ConfigError("model control needs a single process: a request would reach one of the workers only")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
         if not 0 <= self.grace <= LONGEST_GRACE:

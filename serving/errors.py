@@ -47,6 +47,42 @@ class CannotResume(Refusal):
     reason = "state_lost"
 
 
+class NoSequence(Refusal):
+    """The caller's fault: a request that goes on with a sequence that isn't live."""
+
+    reason = "sequence_not_started"
+
+
+class SequenceEnded(NoSequence):
+    """The caller's fault: the sequence has had its END."""
+
+    reason = "sequence_ended"
+
+
+class SequenceExpired(NoSequence):
+    """Nobody's fault: the sequence was idle for longer than it may be, or its client had vanished."""
+
+    reason = "sequence_expired"
+
+
+class SequenceEvicted(NoSequence):
+    """The operator's will."""
+
+    reason = "sequence_evicted"
+
+
+class SequenceLost(NoSequence):
+    """The server's fault: the sequence's state couldn't be kept."""
+
+    reason = "sequence_lost"
+
+
+class Unsupported(Refusal):
+    """Something of the protocol that this server doesn't do."""
+
+    reason = "unsupported"
+
+
 class TooLarge(Refusal):
     """The caller's fault: a message above the limits on steps or bytes."""
 

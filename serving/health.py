@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from serving.front import SERVICE
-from serving.lane import Lanes
+from serving.lane import Lane, Lanes
 
 
 class Health:
@@ -28,7 +28,20 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self.update(working=False)
         for lane in lanes:
-            lane.on_ready_changed = lambda _lane: self.update(working=self._working)
+            self.watch(lane)
+
+    def watch(self, lane: Lane) -> None:
+        """Follow a lane."""
+        lane.on_ready_changed = lambda _lane: self.update(working=self._working)
+
+    def changed(self) -> None:
+        """Tell everybody that what is served has changed."""
+        self.update(working=self._working)
+
+    @property
+    def working(self) -> bool:
+        """Whether the loop does its turns."""
+        return self._working
 
     def update(self, *, working: bool) -> None:
         """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""
@@ -36,6 +49,10 @@ class Health:
             working = working and not self._dead
             self._working = working
             everything = working and all(lane.ready for lane in self._lanes)
+            names = {"", SERVICE, *(lane.name for lane in self._lanes)}
+            names |= {f"{lane.name}/{lane.version}" for lane in self._lanes}
+            for name in self._said.keys() - names:
+                self._say(name, serving=False)  # not served any more
             for name in ("", SERVICE):
                 self._say(name, serving=everything)
             for lane in self._lanes:

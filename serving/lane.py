@@ -7,17 +7,20 @@ own tells whether that lane's input was to blame or the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy.typing as npt
 import structlog
 
 from model.contract import Contract
-from serving.config import UINT32_MAX, Batching, Limits
+from serving.config import UINT32_MAX, Batching, Limits, Sequencing
 from serving.engine import EngineError
 from serving.errors import ComputeFailed, ConfigError, Refusal, Unavailable, UnknownModel
 from serving.inputs import InputCheck
+from serving.row_states import RowStates
+from serving.sequences import Sequences
 from serving.single_steps import Layout
 from serving.stats import ModelStats
 from serving.streams import Run, Streams
@@ -38,6 +41,12 @@ class Computes(Protocol):
     @property
     def row_bytes(self) -> int:
         """Bytes of one stream's state."""
+
+    def read_state(self, row: int) -> list[npt.NDArray[Any]]:
+        """A copy of one row: one [W] array per slab."""
+
+    def write_state(self, row: int, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Put a state into a row that no run reads."""
 
     def run(
         self,
@@ -63,6 +72,7 @@ class Lane:
         *,
         limits: Limits,
         batching: Batching,
+        sequencing: Sequencing = Sequencing(),  # noqa: B008  it can't be changed
         clock: Callable[[], float],
     ) -> None:
         self.name = name
@@ -74,6 +84,14 @@ class Lane:
         self.check = InputCheck(engine.contract, limits)
         self.layout = Layout(engine.contract)
         self.streams = Streams(check=self.check, limits=limits, batching=self.batching)
+        self.sequences = Sequences(
+            name,
+            self.streams,
+            self.check,
+            RowStates(engine),
+            idle_seconds=sequencing.idle_seconds(name),
+            grace=sequencing.grace,
+        )
         self.stats = ModelStats()
         self.ready = True
         self.on_ready_changed: Callable[[Lane], None] = lambda _lane: None
@@ -98,6 +116,7 @@ class Lane:
 
     def turn(self) -> None:
         """Run one batch, if anything waits."""
+        self.sequences.expire(self._clock())
         if not self.ready:
             self._look_again()
             return
@@ -130,6 +149,9 @@ class Lane:
         queue_us = _micros([started - piece.chunk.arrived for piece in slices])
         stats = self.stats
         stats.batch_streams.add(len(slices))
+        stats.latest_run = started
+        stats.runs[len(slices)] += 1
+        stats.run_micros[len(slices)] += compute_us
         stats.compute_times.add((compute_us,))
         stats.queue_times.add(queue_us)
         stats.steps += sum([piece.steps for piece in slices])
@@ -208,15 +230,10 @@ class Lane:
 
 
 class Lanes:
-    """The served models by name and version."""
+    """The served models by name and version. Any thread may look; add and remove are for the one that serves them."""
 
-    def __init__(self, lanes: list[Lane]) -> None:
-        self._by_version = {(lane.name, lane.version): lane for lane in lanes}
-        self._newest: dict[str, Lane] = {}
-        for lane in lanes:
-            best = self._newest.get(lane.name)
-            if best is None or lane.version > best.version:
-                self._newest[lane.name] = lane
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self._set({(lane.name, lane.version): lane for lane in lanes})
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._by_version.values())
@@ -224,6 +241,22 @@ class Lanes:
     def newest(self) -> Iterator[Lane]:
         """The highest version of every model."""
         return iter(self._newest.values())
+
+    def add(self, lane: Lane) -> None:
+        """Serve one more."""
+        self._set({**self._by_version, (lane.name, lane.version): lane})
+
+    def remove(self, lane: Lane) -> None:
+        """Serve one less."""
+        self._set({key: other for key, other in self._by_version.items() if other is not lane})
+
+    def _set(self, by_version: dict[tuple[str, int], Lane]) -> None:
+        newest: dict[str, Lane] = {}
+        for lane in by_version.values():
+            best = newest.get(lane.name)
+            if best is None or lane.version > best.version:
+                newest[lane.name] = lane
+        self._by_version, self._newest = by_version, newest  # new ones: others may be going through the old
 
     def find(self, name: str, version: int) -> Lane:
         """The model of that name; version 0 is the highest. Raises UnknownModel, naming what there is."""

@@ -39,9 +39,9 @@ class Loop:
     def __init__(
         self, wire: Events, lanes: Iterable[Lane], *, flush: Callable[[], None], clock: Callable[[], float]
     ) -> None:
-        """`flush` is called after every turn: services send what they gathered during it."""
+        """`flush` is called after every turn: services send what they gathered during it. `lanes` may change."""
         self._wire = wire
-        self._lanes = list(lanes)
+        self._lanes = lanes
         self._flush = flush
         self._clock = clock
         self._inbox: deque[Callable[[], None]] = deque()

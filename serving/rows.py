@@ -46,6 +46,10 @@ class Rows:
             self._references[row] += 1
         return row
 
+    def references(self, row: int) -> int:
+        """How often a row is referred to."""
+        return self._references[row]
+
     def release(self, rows: Iterable[int]) -> None:
         """Refer to each of the rows once less; the last reference frees a row."""
         references, free = self._references, self._free

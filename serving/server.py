@@ -25,6 +25,9 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
+from serving.models import Models
+from serving.oip import infer_service
+from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
@@ -32,6 +35,7 @@ from serving.stats import ServerStats
 from serving.streams import slab_rows
 from serving.wire import SERVER_OPTIONS, Wire
 
+VERSION = "0.1.0"
 STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
 _ADMIN_THREADS = 64  # started when needed; a call that sends nothing holds one until its deadline
 _LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
@@ -56,14 +60,18 @@ class Server:
         add_admin_service(self._server, self.front)
         self.health = Health(self._server, self.lanes)
         add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"))
+        desk = infer_service.Desk(self.front)
         self._wire = Wire(
             self._server,
             {
                 stream_service.METHOD: lambda call: stream_service.StreamCall(self.front, call),
                 multiplex_service.METHOD: lambda call: multiplex_service.MultiplexCall(self.front, call),
+                infer_service.INFER: lambda call: infer_service.InferCall(desk, call),
+                infer_service.STREAM_INFER: lambda call: infer_service.StreamInferCall(desk, call),
             },
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
+        self._add_open_inference(desk)
         self.loop.on_death = self.health.die
         self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
@@ -112,6 +120,26 @@ class Server:
         log.info("stopped", streams_cut_off=left)
         return self.loop.alive and ended
 
+    def _add_open_inference(self, desk: infer_service.Desk) -> None:
+        config = self._config
+        models = Models(
+            config.model_repository,
+            self.lanes,
+            load=self._load,
+            post=self.loop.post,
+            allowed=config.model_control,
+        )
+
+        def changed() -> None:
+            desk.forget()
+            self.health.changed()
+
+        models.on_add, models.on_change = self.health.watch, changed
+        admin = OpenInferenceAdmin(
+            self.front, models, name=config.server_name, version=VERSION, working=lambda: self.health.working
+        )
+        add_open_inference(self._server, admin, self.front)
+
     def _close(self) -> None:
         for lane in self.lanes:
             lane.streams.close()
@@ -149,6 +177,7 @@ class Server:
             engine,
             limits=config.limits,
             batching=config.batching,
+            sequencing=config.sequencing,
             clock=self._clock,
         )
         lane.warm_up()

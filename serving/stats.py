@@ -67,6 +67,9 @@ class ModelStats:
     opened: int = 0
     steps: int = 0
     failed_runs: int = 0
+    latest_run: float | None = None  # when it began, in monotonic seconds
+    runs: Counter[int] = field(default_factory=Counter)  # by streams in one
+    run_micros: Counter[int] = field(default_factory=Counter)  # all of them together, likewise
     batch_streams: Histogram = field(default_factory=lambda: Histogram(BATCH_BOUNDS))
     queue_times: Times = field(default_factory=Times)
     compute_times: Times = field(default_factory=Times)

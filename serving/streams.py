@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -128,6 +129,17 @@ class Streams:
         stream = Stream(name, sink)
         self._live.add(stream)
         return stream
+
+    def seed(self, stream: Stream) -> int:
+        """Give a stream that has computed nothing a row of its own, for a state to be put there; returns its number."""
+        assert stream.row == INITIAL, "the stream has a state already"
+        (stream.row,) = self.rows.claim(1)
+        return stream.row
+
+    def fork(self, stream: Stream, source: Stream) -> None:
+        """Let a stream that has computed nothing begin in the state that `source` is in. No byte is copied."""
+        assert stream.row == INITIAL, "the stream has a state already"
+        stream.row = self.rows.refer(source.row)
 
     def push(
         self, stream: Stream, first_step: int, steps: int, inputs: Sequence[bytes | memoryview], now: float
@@ -252,13 +264,11 @@ class Streams:
         """Assert that the books balance."""
         self.rows.check()
         self.batcher.check()
-        held = {stream.row for stream in self._live if stream.row != INITIAL}
-        held |= {stream.row for stream in self._running if stream.row != INITIAL}
+        held = Counter(stream.row for stream in self._live | self._running if stream.row != INITIAL)
         if not self._running:
             assert self.rows.in_use == len(held), "a row belongs to no stream"
-        assert len(held) == sum(stream.row != INITIAL for stream in self._live | self._running), (
-            "two streams share a row"
-        )
+        for row, streams in held.items():
+            assert self.rows.references(row) == streams, f"row {row} is counted wrongly"
         for stream in self._live:
             assert stream.phase is not Phase.ENDED
             assert self.waiting(stream) == self.batcher.waiting(stream)

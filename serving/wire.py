@@ -153,6 +153,21 @@ class Call:
         else:
             self._outbox.append(data)
 
+    def answer(self, data: bytes) -> None:
+        """Send the only message of a call and end it with OK, all in one operation."""
+        if self._finishing:
+            return
+        assert not self._greeted, "a call that has sent something isn't answered by one message"
+        self._finishing = self._greeted = True
+        self._start(
+            (
+                cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
+                _SendMessage(data, _NO_FLAGS),
+                cygrpc.SendStatusFromServerOperation((), 0, b"", _NO_FLAGS),
+            ),
+            self._status_sent,
+        )
+
     def finish(self, code: grpc.StatusCode, details: str = "", metadata: Metadata = ()) -> None:
         """End the call with this status, after all that is waiting. Does nothing if it is finishing or over."""
         if self._finishing:

@@ -1,0 +1,137 @@
+"""What is served while the server runs: models of the repository, loaded and let go on request.
+
+Owns the list of what could be served and the order of steps by which it changes. Loading takes seconds, so it is done
+on the caller's thread; the loop only takes the finished lane over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from serving.errors import ConfigError, InvalidInput, Unavailable, UnknownModel, Unsupported
+from serving.lane import Lane, Lanes
+from serving.repository import Artifact, find_artifacts
+
+LOOP_SECONDS = 60.0  # that the loop may take to take over a lane
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One version of one model in the repository."""
+
+    name: str
+    version: int
+    ready: bool
+    reason: str  # why it isn't
+
+
+class Models:
+    """The repository, and what of it is served."""
+
+    def __init__(
+        self,
+        repository: Path,
+        lanes: Lanes,
+        *,
+        load: Callable[[Artifact], Lane],
+        post: Callable[[Callable[[], None]], None],
+        allowed: bool,
+    ) -> None:
+        """`load` makes a lane of an artifact, or raises ConfigError; `post` has something done on the loop's thread."""
+        self._repository = repository
+        self._lanes = lanes
+        self._load = load
+        self._post = post
+        self._allowed = allowed
+        self._lock = threading.Lock()  # one change at a time
+        self.on_change: Callable[[], None] = lambda: None  # called on the loop's thread
+        self.on_add: Callable[[Lane], None] = lambda _lane: None
+
+    def index(self) -> list[Entry]:
+        """Everything in the repository or served, by name and version."""
+        entries = {
+            (lane.name, lane.version): Entry(
+                lane.name, lane.version, lane.ready, "" if lane.ready else "it doesn't compute at the moment"
+            )
+            for lane in self._lanes
+        }
+        for artifact in self._artifacts():
+            key = artifact.name, artifact.version
+            entries.setdefault(key, Entry(*key, ready=False, reason="not loaded"))
+        return [entries[key] for key in sorted(entries)]
+
+    def load(self, name: str) -> None:
+        """Serve every version of a model that the repository has. Raises UnknownModel, InvalidInput or Unsupported."""
+        self._check_allowed()
+        with self._lock:
+            artifacts = [artifact for artifact in self._artifacts() if artifact.name == name]
+            if not artifacts:
+                raise UnknownModel(f"failed to load '{name}': the repository has no such model")
+            served = {lane.version for lane in self._lanes if lane.name == name}
+            for artifact in artifacts:
+                if artifact.version not in served:
+                    self._add(artifact)
+
+    def unload(self, name: str) -> None:
+        """Let go of every version of a model, and end what is open. Raises UnknownModel or Unsupported."""
+        self._check_allowed()
+        with self._lock:
+            lanes = [lane for lane in self._lanes if lane.name == name]
+            if not lanes:
+                raise UnknownModel(f"failed to unload '{name}': it isn't served")
+
+            def end() -> None:
+                for lane in lanes:
+                    self._lanes.remove(lane)
+                    lane.streams.end_all(Unavailable(f"model '{name}' was unloaded by the operator"))
+                self.on_change()
+
+            self._on_loop(end)
+            log.info("model unloaded", model=name, versions=[lane.version for lane in lanes])
+
+    def _add(self, artifact: Artifact) -> None:
+        try:
+            lane = self._load(artifact)
+        except ConfigError as error:
+            log.warning("model not loaded", model=artifact.name, version=artifact.version, error=str(error))
+            raise InvalidInput(
+                f"failed to load '{artifact.name}' version {artifact.version}: it can't be served; the server's log "
+                "says why"
+            ) from None
+
+        def add() -> None:
+            self.on_add(lane)
+            self._lanes.add(lane)
+            self.on_change()
+
+        self._on_loop(add)
+
+    def _on_loop(self, work: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def carry_out() -> None:
+            work()
+            done.set()
+
+        self._post(carry_out)
+        if not done.wait(LOOP_SECONDS):
+            raise Unavailable("the server is too busy to change what it serves; try again")
+
+    def _artifacts(self) -> list[Artifact]:
+        try:
+            return find_artifacts(self._repository)
+        except ConfigError:
+            return []
+
+    def _check_allowed(self) -> None:
+        if not self._allowed:
+            raise Unsupported(
+                "explicit model load / unload is not allowed; start the server with --model-control explicit"
+            )

@@ -1,0 +1,320 @@
+"""ModelInfer and ModelStreamInfer, on the fast wire. Bytes in, bytes out.
+
+Owns the two RPCs: which request an answer belongs to, in which order answers leave, and when the next request is
+read. What a request means is in serving.oip.requests, what becomes of its sequence in serving.sequences.
+
+A sequence's usual request, one step and no flag, is the same bytes each time up to the tensors: what comes before is
+looked up whole, so that such a request is never taken apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+
+from serving.errors import InvalidInput, Refusal, ShuttingDown
+from serving.front import Front
+from serving.oip.answers import Form, error_response
+from serving.oip.requests import Parsed, parse, wants_final
+from serving.oip.v1 import inference_pb2 as pb
+from serving.sequences import Answer, LiveSequence
+from serving.single_steps import varint
+from serving.status import code_of, trailing
+from serving.streams import Phase
+from serving.wire import Call
+
+SERVICE = "inference.GRPCInferenceService"
+INFER = f"/{SERVICE}/ModelInfer"
+STREAM_INFER = f"/{SERVICE}/ModelStreamInfer"
+_END_BY_STATUS = ("triton_grpc_error", "true")  # metadata: a request that fails ends the stream
+
+_RAW = b"\x3a"  # field 7 of ModelInferRequest, bytes
+
+
+class _Plan:
+    """What the requests of one sequence that begin with the same bytes ask for: its next single step."""
+
+    __slots__ = ("cuts", "form", "joints", "live")
+
+    def __init__(self, live: LiveSequence, form: Form, joints: list[bytes], cuts: list[tuple[int, int]]) -> None:
+        self.live = live
+        self.form = form
+        self.joints = joints  # in front of every tensor, from the first
+        self.cuts = cuts  # of every tensor, counted from the message's end
+
+
+class Caller(Hashable, Protocol):
+    """A call that requests come through."""
+
+    def complete(self, ticket: Ticket, data: bytes) -> None:
+        """A request is answered."""
+
+    def refuse(self, ticket: Ticket, refusal: Refusal) -> None:
+        """A request is refused."""
+
+
+class Ticket:
+    """A request that has come and isn't answered."""
+
+    __slots__ = ("_caller", "data", "final", "form", "refusal", "request_id", "steps")
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self.form: Form | None = None  # until it's understood
+        self.request_id = ""
+        self.final = False
+        self.steps = 0
+        self.data: bytes | None = None  # the answer, while an earlier request's has to go first
+        self.refusal: Refusal | None = None  # likewise
+
+    def on_answer(self, answer: Answer) -> None:
+        """It's computed."""
+        assert self.form is not None
+        self._caller.complete(self, self.form.encode(answer))
+
+    def on_refusal(self, refusal: Refusal) -> None:
+        """It can't be computed."""
+        self._caller.refuse(self, refusal)
+
+
+class Desk:
+    """Takes requests in, whichever call they come through. One per server."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self._plans: dict[bytes, _Plan] = {}  # by a request's bytes before its first tensor's, and how it came
+        self._tails: set[int] = set()  # how many bytes of such a request the tensors are
+
+    def take(self, data: bytes, ticket: Ticket, caller: Caller, *, streamed: bool) -> None:
+        """Take one request; its answer goes to `ticket`. Raises the Refusal to answer."""
+        front = self.front
+        front.stats.messages_in += 1
+        for tail in self._tails:
+            plan = self._plans.get(data[:-tail])
+            if plan is not None and plan.form.streamed is streamed and self._follow(plan, data, ticket, caller):
+                return
+        front.check_size(data)
+        try:
+            request = pb.ModelInferRequest.FromString(data)
+        except DecodeError:
+            raise InvalidInput("the message isn't an inference.ModelInferRequest") from None
+        ticket.request_id = request.id
+        ticket.final = streamed and wants_final(request.parameters)
+        parsed = parse(front, request, streamed=streamed)
+        ticket.form, ticket.steps = parsed.form, parsed.ask.steps
+        live = parsed.lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
+        if live is not None:
+            self._plan(data, request, parsed, live)
+
+    def forget(self) -> None:
+        """Let go of what is known of sequences' requests: a model is being unloaded."""
+        self._plans.clear()
+        self._tails.clear()
+
+    def fail(self, ticket: Ticket, refusal: Refusal) -> None:
+        """Count a request that isn't computed."""
+        self.front.stats.refusals[refusal.reason] += 1
+        if ticket.form is not None:
+            ticket.form.lane.sequences.failed += 1
+
+    def _follow(self, plan: _Plan, data: bytes, ticket: Ticket, caller: Caller) -> bool:
+        live = plan.live
+        if live.stream.phase is not Phase.OPEN:
+            return False
+        cuts = plan.cuts
+        if len(cuts) == 1:
+            inputs: tuple[bytes, ...] = (data[cuts[0][0] :],)
+        else:
+            for joint, (begin, _) in zip(plan.joints, cuts, strict=True):
+                if not data.endswith(joint, 0, len(data) + begin):
+                    return False
+            inputs = tuple([data[len(data) + begin : len(data) + end] for begin, end in cuts])
+        ticket.form, ticket.steps = plan.form, 1
+        ticket.final = plan.form.final
+        plan.form.lane.sequences.push(live, inputs, ticket, owner=caller, now=self.front.clock())
+        return True
+
+    def _plan(self, data: bytes, request: pb.ModelInferRequest, parsed: Parsed, live: LiveSequence) -> None:
+        """Note how the sequence's next requests will begin, if this one is of the usual kind."""
+        ask, form = parsed.ask, parsed.form
+        usual = ask.steps == 1 and not (ask.start or ask.end or ask.read_state or ask.idle_seconds is not None)
+        if not usual or form.numbered or request.id or not request.raw_input_contents:
+            return
+        if [tensor.name for tensor in request.inputs] != [spec.name for spec in parsed.lane.contract.inputs]:
+            return
+        joints = [_RAW + varint(len(raw)) for raw in request.raw_input_contents]
+        tail = b"".join([part for pair in zip(joints, request.raw_input_contents, strict=True) for part in pair])
+        if not data.endswith(tail):
+            return
+        cuts, end = [], 0
+        for joint, raw in zip(reversed(joints), reversed(request.raw_input_contents), strict=True):
+            cuts.append((end - len(raw), end))
+            end -= len(raw) + len(joint)
+        cuts.reverse()
+        size = -cuts[0][0]
+        if len(self._plans) >= 2 * self.front.limits.max_streams:
+            self._plans.clear()
+            self._tails.clear()
+        self._tails.add(size)
+        self._plans[data[:-size]] = _Plan(live, form, joints, cuts)
+
+
+class InferCall:
+    """One ModelInfer call."""
+
+    def __init__(self, desk: Desk, call: Call) -> None:
+        self._desk = desk
+        self._call = call
+        self._ticket = Ticket(self)
+        call.receive()
+
+    def on_message(self, data: bytes) -> None:
+        """The request has arrived."""
+        try:
+            self._desk.take(data, self._ticket, self, streamed=False)
+        except Refusal as refusal:
+            self.refuse(self._ticket, refusal)
+        else:
+            self._call.receive()  # what shows that the client sends no more
+
+    def on_half_close(self) -> None:
+        """The client sends no more."""
+
+    def on_sent(self) -> None:
+        """Nothing is sent but the answer."""
+
+    def on_closed(self, *, cancelled: bool) -> None:
+        """The call is over."""
+        form = self._ticket.form
+        if form is not None:
+            form.lane.sequences.abandon(self, self._desk.front.clock(), cut_off=cancelled)
+
+    def complete(self, _ticket: Ticket, data: bytes) -> None:
+        """The request is answered."""
+        self._desk.front.stats.messages_out += 1
+        self._call.answer(data)
+
+    def refuse(self, ticket: Ticket, refusal: Refusal) -> None:
+        """The request is refused."""
+        self._desk.fail(ticket, refusal)
+        self._call.finish(code_of(refusal), str(refusal), trailing(refusal))
+
+
+class StreamInferCall:
+    """One ModelStreamInfer call: requests of any sequences, answered in the order in which they came."""
+
+    def __init__(self, desk: Desk, call: Call) -> None:
+        self._desk = desk
+        self._front = desk.front
+        self._call = call
+        self._tickets: deque[Ticket] = deque()
+        self._steps = 0  # of requests that aren't answered
+        self._stalled = False
+        self._finishing = False
+        self._leaving = False
+        self._over = False
+        self._ends_by_status = _END_BY_STATUS in tuple(call.metadata)
+        call.tells_sent = False
+        self._front.calls.add(self)
+        call.receive()
+
+    # From the wire.
+
+    def on_message(self, data: bytes) -> None:
+        """A request has arrived."""
+        ticket = Ticket(self)
+        self._tickets.append(ticket)
+        try:
+            self._desk.take(data, ticket, self, streamed=True)
+        except Refusal as refusal:
+            ticket.steps = 0
+            self.refuse(ticket, refusal)
+        else:
+            self._steps += ticket.steps
+        self._receive_if_room()
+
+    def on_half_close(self) -> None:
+        """The client sends no more; what it has sent is answered."""
+        self._finishing = True
+        self._end_if_drained()
+
+    def on_sent(self) -> None:
+        """The client has read something."""
+        if self._stalled:
+            self._receive_if_room()
+
+    def on_closed(self, *, cancelled: bool) -> None:
+        """The call is over; its sequences go on through other calls."""
+        self._over = True
+        self._front.calls.discard(self)
+        for lane in self._front.lanes:
+            lane.sequences.abandon(self, self._front.clock(), cut_off=cancelled)
+
+    # From the sequences.
+
+    def complete(self, ticket: Ticket, data: bytes) -> None:
+        """A request is answered."""
+        ticket.data = data
+        if self._tickets[0] is ticket:
+            self._send_ready()
+
+    def refuse(self, ticket: Ticket, refusal: Refusal) -> None:
+        """A request is refused; the others go on."""
+        self._desk.fail(ticket, refusal)
+        ticket.refusal = refusal
+        ticket.data = error_response(ticket.request_id, str(refusal), refusal.reason, final=ticket.final)
+        if self._tickets[0] is ticket:
+            self._send_ready()
+
+    # From the server.
+
+    def go_away(self, grace_ms: int) -> None:  # noqa: ARG002  the protocol has no words for it
+        """Leave as soon as no sequence of the call is live: its client learns of it by the status."""
+        self._leaving = True
+        self._end_if_drained()
+
+    def flush(self) -> None:
+        """Nothing is gathered: every answer is sent at once."""
+
+    def _send_ready(self) -> None:
+        tickets, call = self._tickets, self._call
+        while tickets:
+            ticket = tickets[0]
+            data = ticket.data
+            if data is None:
+                break
+            tickets.popleft()
+            self._steps -= ticket.steps
+            if ticket.refusal is not None and self._ends_by_status:
+                self._finish(code_of(ticket.refusal), str(ticket.refusal), trailing(ticket.refusal))
+                return
+            self._front.stats.messages_out += 1
+            call.send(data)
+        if self._stalled:
+            self._receive_if_room()
+        if self._finishing or self._leaving:
+            self._end_if_drained()
+
+    def _receive_if_room(self) -> None:
+        limits, call = self._front.limits, self._call
+        self._stalled = self._steps >= limits.window_steps or call.unsent_bytes >= limits.max_unsent_bytes
+        call.tells_sent = self._stalled
+        if not self._stalled:
+            call.receive()
+
+    def _end_if_drained(self) -> None:
+        if self._tickets or self._over:
+            return
+        if self._finishing:
+            self._finish(StatusCode.OK, "", ())
+        elif self._leaving and not any(lane.sequences.owned(self) for lane in self._front.lanes):
+            refusal = ShuttingDown("the server is shutting down; go on with another one")
+            self._finish(code_of(refusal), str(refusal), trailing(refusal))
+
+    def _finish(self, code: StatusCode, details: str, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._over = True
+        self._call.finish(code, details, metadata)

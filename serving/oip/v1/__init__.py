@@ -1,0 +1,1 @@
+"""Code generated from protos/serving/oip/v1 (`make protos`)."""
