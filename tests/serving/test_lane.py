@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from model.contract import Contract
@@ -51,6 +55,12 @@ class SumEngine:
     def probe(self, scratch_row: int, *, lanes: int = 1, steps: int = 1) -> None:
         if self.broken:
             raise EngineError("broken")
+
+    def read_state(self, row: int) -> list[npt.NDArray[np.float32]]:
+        return [np.array([self.sums[row]], dtype=np.float32)]
+
+    def write_state(self, row: int, values: Sequence[npt.NDArray[Any]]) -> None:
+        self.sums[row] = float(values[0][0])
 
 
 class Clock:
