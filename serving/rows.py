@@ -17,7 +17,7 @@ class Rows:
     """The rows of one slab, counted by reference."""
 
     def __init__(self, capacity: int) -> None:
-        """`capacity` counts row 0 too: 1 + streams + lanes of the largest batch."""
+        """`capacity` counts row 0 too: 1 + streams + lanes of the largest batch + 1 for a probe."""
         if capacity < 2:
             raise ValueError(f"a slab of {capacity} rows has none to write to")
         self.capacity = capacity

@@ -293,5 +293,5 @@ def _not_open(stream: Stream) -> WrongPhase:
 
 
 def slab_rows(limits: Limits, batching: Batching) -> int:
-    """N: row 0, a row per stream, and a spare one per lane of the largest batch."""
-    return 1 + limits.max_streams + batching.max_batch
+    """N: row 0, a row per stream, a spare one per lane of the largest batch, and one for a probe while that is held."""
+    return 1 + limits.max_streams + batching.max_batch + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from serving.lane import Lane
 from serving.oip.v1 import inference_pb2 as pb
+from serving.streams import slab_rows
 
 
 def statistics(lane: Lane, *, since_1970: float) -> pb.ModelStatistics:
@@ -41,7 +42,7 @@ def statistics(lane: Lane, *, since_1970: float) -> pb.ModelStatistics:
             for size, count in sorted(runs.items())
         ],
     )
-    slab = (1 + lane.limits.max_streams + lane.batching.max_batch) * lane.engine.row_bytes
+    slab = slab_rows(lane.limits, lane.batching) * lane.engine.row_bytes
     response.memory_usage.add(type=lane.engine.device.upper(), id=0, byte_size=slab)
     return response
 

@@ -259,3 +259,22 @@ def test_lanes_are_found_by_name_and_version() -> None:
         served.find("b", 0)
     with pytest.raises(UnknownModel, match="'a' version 9"):
         served.find("a", 9)
+
+
+def test_a_full_model_whose_run_fails_has_a_row_to_look_at_its_engine_with() -> None:
+    """Every place taken, a full batch on its way: the probe that tells whose fault it is needs a row all the same."""
+    engine = SumEngine()
+    lane = make_lane(engine)
+    opened = [lane.streams.open("s", Sink()) for _ in range(lane.limits.max_streams)]
+    for stream in opened:
+        lane.streams.push(stream, 1, 1, pack([1.0]), 0.0)
+    while lane.busy:
+        lane.turn()
+    engine.poison = 13.0
+    for stream in opened:
+        lane.streams.push(stream, 2, 1, pack([13.0]), 0.0)
+    while lane.busy:
+        lane.turn()
+    assert lane.ready
+    assert lane.streams.live == 0
+    lane.streams.check()
