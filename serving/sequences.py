@@ -15,7 +15,8 @@ import heapq
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 from serving.errors import (
@@ -26,7 +27,6 @@ from serving.errors import (
     SequenceEvicted,
     SequenceExpired,
     SequenceLost,
-    TooManyStreams,
     WrongPhase,
 )
 from serving.inputs import InputCheck
@@ -105,7 +105,7 @@ class LiveSequence:
     """One sequence: its stream, and the requests that wait for it."""
 
     __slots__ = (
-        "_pending", "_retried", "_sequences", "idle_seconds", "key", "owner", "stream", "touched", "vanished",
+        "_pending", "_retried", "_sequences", "due", "idle_seconds", "key", "owner", "stream", "touched", "vanished",
     )  # fmt: skip
 
     def __init__(self, sequences: Sequences, key: Key, idle_seconds: float) -> None:
@@ -113,6 +113,7 @@ class LiveSequence:
         self.stream = Stream("", self)  # until it's opened
         self.idle_seconds = idle_seconds
         self.touched = 0.0
+        self.due = inf  # when to look whether it has expired
         self.vanished: float | None = None  # when its owner's call was cut off
         self.owner: Hashable = None
         self._sequences = sequences
@@ -134,10 +135,13 @@ class LiveSequence:
     def repeat(self, ask: Ask, reply: Reply) -> bool:
         """Answer a numbered request if it has been sent before, the very same."""
         for pending in self._pending:
-            if _same(pending.ask, ask):
+            if pending.ask == ask:
                 pending.replies.append(reply)
                 return True
-        return _repeat(self._retried, ask, reply)
+        if self._retried is None or self._retried[0] != ask:
+            return False
+        reply.on_answer(replace(self._retried[1], repeated=True))
+        return True
 
     def check_number(self, first_step: int) -> None:
         """Raise OutOfOrder unless this is the number of the sequence's next step."""
@@ -180,10 +184,6 @@ class LiveSequence:
             for reply in self._pending.popleft().replies:
                 reply.on_refusal(refusal)
 
-    def retried(self) -> tuple[Ask, Answer] | None:
-        """The latest numbered request that is answered, and its answer."""
-        return self._retried
-
     def _complete(self) -> None:
         """Answer the first request, and those behind it that have no steps."""
         sequences = self._sequences
@@ -194,32 +194,11 @@ class LiveSequence:
             answer = Answer(pending.first_step, ask.steps, pending.outputs, state)
             if ask.first_step is not None:
                 self._retried = ask, answer
-                if ask.end:
-                    sequences.keep(self)
             for reply in pending.replies:
                 sequences.answered += 1
                 reply.on_answer(answer)
             if not self._pending or self._pending[0].ask.steps:
                 return
-
-
-def _same(one: Ask, other: Ask) -> bool:
-    return (
-        one.first_step == other.first_step
-        and one.steps == other.steps
-        and one.start == other.start
-        and one.end == other.end
-        and one.inputs == other.inputs
-    )
-
-
-def _repeat(retried: tuple[Ask, Answer] | None, ask: Ask, reply: Reply) -> bool:
-    """Answer a request from what was answered before, if it's the same."""
-    if retried is None or not _same(retried[0], ask):
-        return False
-    answer = retried[1]
-    reply.on_answer(Answer(answer.first_step, answer.steps, answer.outputs, answer.state, repeated=True))
-    return True
 
 
 @dataclass(slots=True)
@@ -228,7 +207,7 @@ class _Gone:
 
     kind: type[NoSequence]
     why: str
-    retried: tuple[Ask, Answer] | None = None
+    last: LiveSequence | None = None  # itself, if it ended with a numbered request, which can be sent again
 
 
 class Sequences:
@@ -271,10 +250,13 @@ class Sequences:
         """
         live = self._live.get(ask.key)
         if ask.first_step is not None and self._repeat(live, ask, reply):
+            if live is not None:
+                self.touch(live, owner, now)
             return live
         if ask.steps:
             self._check.sizes(ask.steps, ask.inputs)
-            self._check.values(ask.first_step or 1, ask.inputs)
+            first_step = 1 if ask.start or live is None else live.stream.accepted_step + 1
+            self._check.values(first_step, ask.inputs)
         if ask.start:
             live = self._start(ask, live, now)
         elif live is None:
@@ -284,9 +266,10 @@ class Sequences:
         self.touch(live, owner, now)
         if ask.idle_seconds is not None:
             live.idle_seconds = ask.idle_seconds
-            self._look_at(live, now + ask.idle_seconds)
+            self._look_at(live, self._ends(live)[0])
         if ask.end:
-            self._forget(live, _Gone(SequenceEnded, "it has ended with the END flag"))
+            last = None if ask.first_step is None else live
+            self._forget(live, _Gone(SequenceEnded, "it has ended with the END flag", last))
         live.add(ask, reply)
         if ask.end:
             self._streams.finish(live.stream)
@@ -324,15 +307,15 @@ class Sequences:
     def expire(self, now: float) -> None:
         """Let go of what has been idle, or without its client, for too long."""
         while self._due and self._due[0][0] <= now:
-            _, _, live = heapq.heappop(self._due)
-            if self._live.get(live.key) is not live:
+            due, _, live = heapq.heappop(self._due)
+            if not self._is_due(live, due):
                 continue
+            live.due = inf
             end, why = self._ends(live)
             if live.waiting:
                 end = max(end, now + 1.0)
             if end > now:
-                if end < float("inf"):
-                    self._look_at(live, end)
+                self._look_at(live, end)
                 continue
             self.expired += 1
             self._remove(live, _Gone(SequenceExpired, why))
@@ -343,7 +326,7 @@ class Sequences:
 
     def evict(self, keys: Iterable[Key], why: str = "it was evicted by the operator") -> list[Key]:
         """Let go of sequences, whatever waits of them; returns those that were live."""
-        found = [live for key in keys if (live := self._live.get(key)) is not None]
+        found = [live for key in dict.fromkeys(keys) if (live := self._live.get(key)) is not None]
         for live in found:
             self.evicted += 1
             gone = _Gone(SequenceEvicted, why)
@@ -353,14 +336,11 @@ class Sequences:
 
     def lost(self, live: LiveSequence, refusal: Refusal) -> None:
         """A sequence's stream has failed. For sequences alone."""
+        gone, ended = _Gone(SequenceLost, f"it was lost: {refusal}"), self._gone.get(live.key)
         if self._live.get(live.key) is live:
-            self._forget(live, _Gone(SequenceLost, f"it was lost: {refusal}"))
-
-    def keep(self, live: LiveSequence) -> None:
-        """Let a sequence's last request be sent again for as long as its end is remembered. For sequences alone."""
-        gone = self._gone.get(live.key)
-        if gone is not None and gone.kind is SequenceEnded:
-            gone.retried = live.retried()
+            self._forget(live, gone)
+        elif ended is not None and ended.last is live:
+            self._gone[live.key] = gone
 
     def check(self) -> None:
         """Assert that the books balance."""
@@ -379,7 +359,7 @@ class Sequences:
         if live is not None and live.repeat(ask, reply):
             return True
         gone = self._gone.get(ask.key)
-        if gone is not None and _repeat(gone.retried, ask, reply):
+        if gone is not None and gone.last is not None and gone.last.repeat(ask, reply):
             return True
         if ask.start and ask.first_step != 1:
             raise OutOfOrder(f"a sequence starts with step 1, and the request says {ask.first_step}")
@@ -390,7 +370,8 @@ class Sequences:
     def _start(self, ask: Ask, old: LiveSequence | None, now: float) -> LiveSequence:
         source = None if ask.fork_of is None else self._source(ask.fork_of)
         live = LiveSequence(self, ask.key, self.idle_seconds)
-        live.stream = self._open(live, old)
+        place = None if old is None or old.waiting else old.stream  # a restart takes the place it had
+        live.stream = self._streams.open(str(live.key), live, instead_of=place)
         try:
             if source is not None:
                 self._streams.fork(live.stream, source.stream)
@@ -400,8 +381,6 @@ class Sequences:
                 self._streams.push_next(live.stream, ask.steps, ask.inputs, now)
         except Refusal:
             self._streams.end(live.stream)
-            if old is not None and old.stream.phase is Phase.ENDED:
-                self._forget(old, _Gone(SequenceLost, "it was to begin anew, and that was refused"))
             raise
         if old is not None:
             self.restarted += 1
@@ -410,40 +389,38 @@ class Sequences:
         self.started += 1
         self._gone.pop(ask.key, None)
         self._live[ask.key] = live
-        if live.idle_seconds:
-            self._look_at(live, now + live.idle_seconds)
+        live.touched = now
+        self._look_at(live, self._ends(live)[0])
         return live
-
-    def _open(self, live: LiveSequence, old: LiveSequence | None) -> Stream:
-        try:
-            return self._streams.open(str(live.key), live)
-        except TooManyStreams:
-            if old is None or old.waiting:
-                raise
-        self._streams.end(old.stream)  # a restart takes the place it had
-        return self._streams.open(str(live.key), live)
 
     def _source(self, key: Key) -> LiveSequence:
         source = self._live.get(key)
         if source is None:
             raise self._not_live(key)
         if source.waiting:
-            raise WrongPhase(f"sequence {key!r} has requests that aren't answered; fork it when they are")
+            raise WrongPhase(f"sequence {key} has requests that aren't answered; fork it when they are")
         return source
 
     def _ends(self, live: LiveSequence) -> tuple[float, str]:
         """When a sequence will have expired, as things are, and why."""
-        idle = live.touched + live.idle_seconds if live.idle_seconds else float("inf")
-        gone = live.vanished + self._grace if live.vanished is not None else float("inf")
+        idle = live.touched + live.idle_seconds if live.idle_seconds else inf
+        gone = live.vanished + self._grace if live.vanished is not None else inf
         if idle <= gone:
             return idle, f"it has expired: {live.idle_seconds:g} s without a request"
         return gone, f"it has expired: its client was cut off and didn't come back within {self._grace:g} s"
 
     def _look_at(self, live: LiveSequence, when: float) -> None:
+        """Look whether a sequence has expired at `when`, or sooner if that is due anyway."""
+        if when >= live.due:
+            return
         if len(self._due) > 4 * len(self._live) + REMEMBERED:  # most are of sequences long gone
-            self._due = [due for due in self._due if self._live.get(due[2].key) is due[2]]
+            self._due = [due for due in self._due if self._is_due(due[2], due[0])]
             heapq.heapify(self._due)
+        live.due = when
         heapq.heappush(self._due, (when, next(self._count), live))
+
+    def _is_due(self, live: LiveSequence, when: float) -> bool:
+        return when == live.due and self._live.get(live.key) is live
 
     def _remove(self, live: LiveSequence, gone: _Gone) -> None:
         self._forget(live, gone)
