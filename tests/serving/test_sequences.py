@@ -87,7 +87,9 @@ class Rig:
             raise InvalidInput("states that don't fit")
         (self.slab.sums[row],) = unpack(states[0])
 
-    def ask(self, key: Key, *values: float, owner: Hashable = "call", state: float | None = None, **asked: Any) -> Reply:
+    def ask(
+        self, key: Key, *values: float, owner: Hashable = "call", state: float | None = None, **asked: Any
+    ) -> Reply:
         """Ask for steps of these inputs."""
         reply = Reply()
         inputs = tuple(pack(list(values))) if values else ()
@@ -225,7 +227,7 @@ def test_more_steps_than_may_wait_are_refused() -> None:
 
 
 def test_a_draining_model_starts_nothing_and_goes_on() -> None:
-    """While the server leaves, live sequences are answered, a restart is refused, and what it was to replace is kept."""
+    """While the server leaves, live sequences are answered, a restart is refused and loses nothing."""
     rig = Rig()
     rig.start("a", 1.0)
     rig.compute()
@@ -275,9 +277,7 @@ def test_a_state_is_put_where_a_sequence_starts() -> None:
     rig.compute()
     assert (reply.sums, both.sums) == ([42.0], [11.0])
     with pytest.raises(InvalidInput):
-        rig.sequences.ask(
-            Ask("c", 0, (), start=True, state=(b"", b"")), Reply(), owner="call", now=0.0
-        )
+        rig.sequences.ask(Ask("c", 0, (), start=True, state=(b"", b"")), Reply(), owner="call", now=0.0)
     assert len(rig.sequences) == 2
     assert rig.streams.rows.in_use == 2
     rig.check()
@@ -586,7 +586,7 @@ def test_a_restart_has_its_full_time() -> None:
 
 
 def test_a_client_that_vanished_has_its_grace_to_come_back() -> None:
-    """Its sequences go when it's over, and say so; those that somebody asked for are kept, and so are other clients'."""
+    """Its sequences go when it's over, and say so; those that somebody asked for stay, and so do others."""
     rig = Rig(grace=10.0)
     rig.start("a", 1.0, owner="lost call")
     rig.start("b", 1.0, owner="lost call")
