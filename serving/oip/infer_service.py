@@ -33,6 +33,7 @@ STREAM_INFER = f"/{SERVICE}/ModelStreamInfer"
 _END_BY_STATUS = ("triton_grpc_error", "true")  # metadata: a request that fails ends the stream
 
 _RAW = b"\x3a"  # field 7 of ModelInferRequest, bytes
+_LONGEST_HEAD = 1024  # bytes of a request before its tensors, of those that are kept
 
 
 class _Plan:
@@ -148,7 +149,8 @@ class Desk:
             return
         joints = [_RAW + varint(len(raw)) for raw in request.raw_input_contents]
         tail = b"".join([part for pair in zip(joints, request.raw_input_contents, strict=True) for part in pair])
-        if not data.endswith(tail):
+        head = data[: len(data) - len(tail)]
+        if len(head) > _LONGEST_HEAD or not data.endswith(tail) or not _has_no_tensor(head):
             return
         cuts, end = [], 0
         for joint, raw in zip(reversed(joints), reversed(request.raw_input_contents), strict=True):
@@ -163,6 +165,14 @@ class Desk:
         self._plans[data[:-size]] = _Plan(live, form, joints, cuts)
 
 
+def _has_no_tensor(head: bytes) -> bool:
+    """Whether these are whole fields, none of them a tensor's bytes: then what stands behind them is the tensors."""
+    try:
+        return not pb.ModelInferRequest.FromString(head).raw_input_contents
+    except DecodeError:
+        return False
+
+
 class InferCall:
     """One ModelInfer call."""
 
@@ -170,10 +180,15 @@ class InferCall:
         self._desk = desk
         self._call = call
         self._ticket = Ticket(self)
+        self._asked = False
         call.receive()
 
     def on_message(self, data: bytes) -> None:
         """The request has arrived."""
+        if self._asked:
+            self._end_as_invalid("ModelInfer takes one request a call; ModelStreamInfer takes many")
+            return
+        self._asked = True
         try:
             self._desk.take(data, self._ticket, self, streamed=False)
         except Refusal as refusal:
@@ -183,6 +198,8 @@ class InferCall:
 
     def on_half_close(self) -> None:
         """The client sends no more."""
+        if not self._asked:
+            self._end_as_invalid("a ModelInfer call without a request")
 
     def on_sent(self) -> None:
         """Nothing is sent but the answer."""
@@ -202,6 +219,10 @@ class InferCall:
         """The request is refused."""
         self._desk.fail(ticket, refusal)
         self._call.finish(code_of(refusal), str(refusal), trailing(refusal))
+
+    def _end_as_invalid(self, why: str) -> None:
+        """End the call for what is no fault of its request's."""
+        self.refuse(Ticket(self), InvalidInput(why))
 
 
 class StreamInferCall:
