@@ -18,8 +18,9 @@ from grpc import StatusCode
 
 from serving.errors import InvalidInput, Refusal, ShuttingDown
 from serving.front import Front
+from serving.lane import Lane
 from serving.oip.answers import Form, error_response
-from serving.oip.requests import Parsed, parse, wants_final
+from serving.oip.requests import Parsed, find_lane, parse, wants_final
 from serving.oip.v1 import inference_pb2 as pb
 from serving.sequences import Answer, LiveSequence
 from serving.single_steps import varint
@@ -61,10 +62,11 @@ class Caller(Hashable, Protocol):
 class Ticket:
     """A request that has come and isn't answered."""
 
-    __slots__ = ("_caller", "data", "final", "form", "refusal", "request_id", "steps")
+    __slots__ = ("_caller", "data", "final", "form", "lane", "refusal", "request_id", "steps")
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self.lane: Lane | None = None  # until it's known
         self.form: Form | None = None  # until it's understood
         self.request_id = ""
         self.final = False
@@ -105,9 +107,10 @@ class Desk:
             raise InvalidInput("the message isn't an inference.ModelInferRequest") from None
         ticket.request_id = request.id
         ticket.final = streamed and wants_final(request.parameters)
-        parsed = parse(front, request, streamed=streamed)
+        lane = ticket.lane = find_lane(front, request.model_name, request.model_version)
+        parsed = parse(lane, request, streamed=streamed)
         ticket.form, ticket.steps = parsed.form, parsed.ask.steps
-        live = parsed.lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
+        live = lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
         if live is not None:
             self._plan(data, request, parsed, live)
 
@@ -119,8 +122,8 @@ class Desk:
     def fail(self, ticket: Ticket, refusal: Refusal) -> None:
         """Count a request that isn't computed."""
         self.front.stats.refusals[refusal.reason] += 1
-        if ticket.form is not None:
-            ticket.form.lane.sequences.failed += 1
+        if ticket.lane is not None:
+            ticket.lane.sequences.failed += 1
 
     def _follow(self, plan: _Plan, data: bytes, ticket: Ticket, caller: Caller) -> bool:
         live = plan.live
@@ -134,9 +137,9 @@ class Desk:
                 if not data.endswith(joint, 0, len(data) + begin):
                     return False
             inputs = tuple([data[len(data) + begin : len(data) + end] for begin, end in cuts])
-        ticket.form, ticket.steps = plan.form, 1
-        ticket.final = plan.form.final
-        plan.form.lane.sequences.push(live, inputs, ticket, owner=caller, now=self.front.clock())
+        form = plan.form
+        ticket.lane, ticket.form, ticket.final, ticket.steps = form.lane, form, form.final, 1
+        form.lane.sequences.push(live, inputs, ticket, owner=caller, now=self.front.clock())
         return True
 
     def _plan(self, data: bytes, request: pb.ModelInferRequest, parsed: Parsed, live: LiveSequence) -> None:
@@ -145,7 +148,7 @@ class Desk:
         usual = ask.steps == 1 and not (ask.start or ask.end or ask.read_state or ask.idle_seconds is not None)
         if not usual or form.numbered or request.id or not request.raw_input_contents:
             return
-        if [tensor.name for tensor in request.inputs] != [spec.name for spec in parsed.lane.contract.inputs]:
+        if [tensor.name for tensor in request.inputs] != [spec.name for spec in form.lane.contract.inputs]:
             return
         joints = [_RAW + varint(len(raw)) for raw in request.raw_input_contents]
         tail = b"".join([part for pair in zip(joints, request.raw_input_contents, strict=True) for part in pair])
@@ -206,9 +209,9 @@ class InferCall:
 
     def on_closed(self, *, cancelled: bool) -> None:
         """The call is over."""
-        form = self._ticket.form
-        if form is not None:
-            form.lane.sequences.abandon(self, self._desk.front.clock(), cut_off=cancelled)
+        lane = self._ticket.lane
+        if lane is not None:
+            lane.sequences.abandon(self, self._desk.front.clock(), cut_off=cancelled)
 
     def complete(self, _ticket: Ticket, data: bytes) -> None:
         """The request is answered."""

@@ -30,7 +30,6 @@ Parameters = Mapping[str, pb.InferParameter]
 class Parsed(NamedTuple):
     """A request, understood."""
 
-    lane: Lane
     ask: Ask
     form: Form
 
@@ -51,9 +50,8 @@ def find_lane(front: Front, name: str, version: str) -> Lane:
         raise UnknownModel(f"Request for unknown model: {asked} is not found; {error}") from None
 
 
-def parse(front: Front, request: pb.ModelInferRequest, *, streamed: bool) -> Parsed:
-    """Understand a request. Raises InvalidInput, TooLarge, UnknownModel or Unsupported."""
-    lane = find_lane(front, request.model_name, request.model_version)
+def parse(lane: Lane, request: pb.ModelInferRequest, *, streamed: bool) -> Parsed:
+    """Understand a request for this model. Raises InvalidInput, TooLarge or Unsupported."""
     parameters = request.parameters
     _check_names(parameters)
     key = _key(lane, parameters)
@@ -90,7 +88,7 @@ def parse(front: Front, request: pb.ModelInferRequest, *, streamed: bool) -> Par
         final=streamed and wants_final(parameters),
         numbered=ask.first_step is not None,
     )
-    return Parsed(lane, ask, form)
+    return Parsed(ask, form)
 
 
 def wants_final(parameters: Parameters) -> bool:

@@ -5,8 +5,6 @@ Owns what stands between such a tensor and the bytes of T steps that the rest of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from model.contract import TensorSpec
@@ -28,6 +26,8 @@ _DATATYPES = {
     "float64": ("FP64", "fp64_contents"),
 }
 
+_NAMED = 10  # sizes of a shape, and characters of a datatype, that a refusal repeats
+
 Tensor = pb.ModelInferRequest.InferInputTensor
 
 
@@ -45,10 +45,9 @@ def steps_of(model: str, spec: TensorSpec, tensor: Tensor) -> tuple[int, bool]:
     elif len(shape) == len(step) + 1 and shape[1:] == step:
         steps, timed = 1, False
     else:
-        timed_shape, plain_shape = _text(["1", "-1", *map(str, step)]), _text(["1", *map(str, step)])
         raise InvalidInput(
-            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {timed_shape} or {plain_shape}, "
-            f"got {_text(map(str, shape))}"
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {_text((1, -1, *step))} or "
+            f"{_text((1, *step))}, got {_text(shape)}"
         )
     if shape[0] != 1:
         raise InvalidInput(
@@ -63,7 +62,8 @@ def check_state(model: str, name: str, dtype: str, shape: tuple[int, ...], tenso
     _check_datatype(model, name, dtype, tensor)
     if tuple(tensor.shape) != (1, *shape):
         raise InvalidInput(
-            f"unexpected shape for state '{name}' for model '{model}'. Expected {[1, *shape]}, got {list(tensor.shape)}"
+            f"unexpected shape for state '{name}' for model '{model}'. Expected {_text((1, *shape))}, got "
+            f"{_text(tuple(tensor.shape))}"
         )
 
 
@@ -72,7 +72,7 @@ def contents(tensor: Tensor, dtype: str) -> bytes:
     field = _DATATYPES[dtype][1]
     if not field:
         raise InvalidInput(f"input '{tensor.name}': {datatype(dtype)} travels as raw_input_contents only")
-    values = getattr(tensor.contents, field)
+    values = list(getattr(tensor.contents, field))  # NumPy wraps what is out of range in any array but not in a list
     try:
         return np.array(values, dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
     except OverflowError:
@@ -85,13 +85,14 @@ def refuse_shared_memory(name: str, parameters: object) -> None:
         raise Unsupported(f"tensor '{name}' is said to be in shared memory, which this server doesn't offer; send it")
 
 
-def _text(sizes: Iterable[str]) -> str:
+def _text(shape: tuple[int, ...]) -> str:
+    sizes = [str(size) for size in shape[:_NAMED]] + (["..."] if len(shape) > _NAMED else [])
     return f"[{','.join(sizes)}]"
 
 
 def _check_datatype(model: str, name: str, dtype: str, tensor: Tensor) -> None:
-    expected = datatype(dtype)
-    if tensor.datatype != expected:
+    expected, found = datatype(dtype), tensor.datatype
+    if found != expected:
         raise InvalidInput(
-            f"inference input '{name}' data-type is '{tensor.datatype}', but model '{model}' expects '{expected}'"
+            f"inference input '{name}' data-type is '{found[:_NAMED]}', but model '{model}' expects '{expected}'"
         )

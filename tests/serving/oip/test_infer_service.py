@@ -436,8 +436,10 @@ def test_bad_values_are_refused_on_the_short_way_too() -> None:
     """NaN in a usual request: refused with its step's number, the state untouched, and counted."""
     house = House()
     call = Streamed(house)
-    for values in ((1.0,), (1.0,), (float("nan"),), (1.0,)):
-        call.send(request(5, *values, **({} if call.wire.sent or plans(house) else {"start": True})))
+    call.send(request(5, 1.0, start=True))
+    house.turn()
+    for value in (1.0, float("nan"), 1.0):
+        call.send(request(5, value))
         house.turn()
     assert call.told == [[1.0], [2.0], "invalid_input", [3.0]]
     assert "nan in the step numbered 3" in call.answers[2].error_message
@@ -555,9 +557,10 @@ def test_a_followed_plan_gives_the_bytes_that_parsing_gives(asked: list[Any]) ->
         house = House(planning=planning)
         streams = {"stream": Streamed(house), "other stream": Streamed(house)}
         told: list[bytes] = []
-        for make, key, flag in ((make, key, {"start": True}) for make in (request, pair_request) for key in (5, "5")):
-            streams["stream"].send(make(key, 0.0, **flag))
-            house.turn()
+        for beginning in (request, pair_request):
+            for id_ in (5, "5"):
+                streams["stream"].send(beginning(id_, 0.0, start=True))
+                house.turn()
         for make, key, values, flags, how, where in asked:
             data = variant(make(key, *values, **flags), how)
             if where == "unary":
