@@ -23,7 +23,7 @@ from serving.oip.statistics import statistics
 from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
 from serving.oip.v1 import model_config_pb2
-from serving.status import code_of, trailing
+from serving.unary import unary
 
 EXTENSIONS = (
     "sequence",
@@ -141,15 +141,7 @@ def add_open_inference(server: grpc.Server, admin: OpenInferenceAdmin, front: Fr
     """Serve everything of the protocol but ModelInfer and ModelStreamInfer."""
 
     def handler(method: Method, request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        def answer(message: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return method(message)
-            except Refusal as refusal:
-                front.stats.refusals[refusal.reason] += 1
-                context.set_trailing_metadata(trailing(refusal))
-                context.abort(code_of(refusal), str(refusal))
-
-        return grpc.unary_unary_rpc_method_handler(answer, request.FromString, lambda reply: reply.SerializeToString())
+        return unary(method, request, front.stats)
 
     handlers = {
         "ServerLive": handler(admin.server_live, pb.ServerLiveRequest),
