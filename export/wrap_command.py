@@ -18,6 +18,7 @@ from rich.text import Text
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
+from export.one_by_one import BATCHES
 from export.report import findings
 from export.theirs import WrapError
 from export.understanding import Asked
@@ -214,4 +215,4 @@ def _axes(spec: TensorSpec | StatePair) -> str:
 def how_it_runs(contract: Contract) -> str:
     """What a run of the resident graph takes."""
     steps = "several steps of each" if contract.ragged else "one step of each"
-    return f"a run takes {steps}, its streams {contract.notes.get(wrap.BATCHES, 'together')}"
+    return f"a run takes {steps}, its streams {contract.notes.get(BATCHES, 'together')}"
