@@ -1,7 +1,8 @@
-"""Triton's implicit state as its documentation has it, driven by a model's folder alone: `config.pbtxt` and files."""
+"""Triton's implicit state, driven by a model's folder alone (`config.pbtxt` and its files); Triton's load generator."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from model.triton_config import DATA_TYPES
 
+PERF_ANALYZER = Path(sys.prefix, "perf", "bin", "perf_analyzer")  # where `make test` puts it
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+
+
+def perf_analyzer() -> Path:
+    """Triton's load generator; the test is skipped where it isn't."""
+    if not PERF_ANALYZER.is_file():
+        pytest.skip(f"no {PERF_ANALYZER}: `make test` puts it there on Linux x86-64")
+    return PERF_ANALYZER
 
 
 def read_config(folder: Path) -> Any:
