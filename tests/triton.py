@@ -48,7 +48,7 @@ class Sequences:
         self._folder = folder
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        path = folder / version / self.config.default_model_filename
+        path = folder / version / (self.config.default_model_filename or "model.onnx")
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def infer(self, batch: Mapping[int, Arrays], start: bool = False) -> dict[int, Arrays]:
@@ -58,6 +58,8 @@ class Sequences:
         for sequence in batch if start else ():
             self.states[sequence] = {state.input_name: self._first(state) for state in states}
         feeds = {spec.name: self._joined(spec, [batch[one][spec.name] for one in batch]) for spec in self.config.input}
+        for control in self.config.sequence_batching.control_input:
+            feeds[control.name] = np.concatenate([_said(control, start=start)] * len(batch))
         for state in states:
             feeds[state.input_name] = np.concatenate([self.states[one][state.input_name] for one in batch])
         outputs = [spec.name for spec in self.config.output]
@@ -71,6 +73,8 @@ class Sequences:
         }
 
     def _first(self, state: Any) -> Array:
+        if not state.initial_state:
+            return np.full([1, *state.dims], 77, dtype(state.data_type))  # undefined
         (first,) = state.initial_state
         assert (first.data_type, first.dims) == (state.data_type, state.dims)
         if first.WhichOneof("state_data") == "zero_data":
@@ -85,3 +89,13 @@ class Sequences:
             assert request.dtype == dtype(spec.data_type)
         joined = np.concatenate(requests)
         return joined.reshape(len(requests), *spec.reshape.shape) if spec.HasField("reshape") else joined
+
+
+def _said(control: Any, *, start: bool) -> Array:
+    """What a control input gets for one request in the middle of a sequence, or at its start: [1, 1]."""
+    (said,) = control.control
+    kind = model_config_pb2.ModelSequenceBatching.Control.Kind.Name(said.kind)
+    true = {"CONTROL_SEQUENCE_START": start, "CONTROL_SEQUENCE_READY": True, "CONTROL_SEQUENCE_END": False}[kind]
+    values = {np.float32: said.fp32_false_true, np.int32: said.int32_false_true, np.bool_: said.bool_false_true}
+    ((scalar, pair),) = [(scalar, pair) for scalar, pair in values.items() if pair]
+    return np.array([[pair[true]]], scalar)
