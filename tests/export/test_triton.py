@@ -187,6 +187,9 @@ def test_a_version_with_other_tensors_is_told_apart(tmp_path: Path) -> None:
     """The configuration is the newest version's and for its likes alone; the others are named."""
     an_lstm(tmp_path / "a" / "1")
     an_lstm(tmp_path / "a" / "2", PROJECTED)
+    config = read_config(tmp_path / "a")
+    assert list(config.version_policy.specific.versions) == [2]
+    assert [list(state.dims) for state in config.sequence_batching.state] == [[2, 3], [2, 7]]
     an_lstm(tmp_path / "a" / "3")
     assert "but not version 2" in triton.write(tmp_path / "a")
     config = read_config(tmp_path / "a")

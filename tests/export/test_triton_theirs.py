@@ -77,6 +77,8 @@ def contract_of(config: Path, *options: str) -> Contract:
 
 def test_a_model_moves_by_its_configuration(config: Path) -> None:
     """Everything that options would have to say is taken from there."""
+    text = CONFIG.replace("dims: [ 4 ] },\n", "dims: [ 4 ] initial_state { data_type: TYPE_FP32 zero_data: true } },\n")
+    config.write_text(text)
     contract = contract_of(config)
     assert [(spec.name, spec.shape, spec.time_axis) for spec in contract.inputs] == [("x", (4,), None)]
     assert [spec.name for spec in contract.outputs] == ["y"]
