@@ -122,7 +122,8 @@ class OpenInferenceAdmin:
         _check_repository(request.repository_name)
         if request.parameters:
             raise Unsupported(
-                f"load parameter '{min(request.parameters)}' isn't offered: a model is what its artifact says"
+                f"failed to load '{request.model_name}': load parameter '{min(request.parameters)}' isn't offered; a "
+                "model is what its artifact says"
             )
         self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
