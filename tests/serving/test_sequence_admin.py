@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -72,9 +73,10 @@ def test_an_evicted_sequence_says_so_and_the_others_go_on(channel: grpc.Channel)
         step(channel, key, start=True)
     assert evict_sequences(channel, "vectors", keys=[1, 9, "2"]) == [1]
     step(channel, 2)
-    with pytest.raises(grpc.RpcError, match=r"START flag.*evicted by the operator") as error:
+    with pytest.raises(grpc.RpcError, match=r"START flag.*evicted by the operator") as caught:
         step(channel, 1)
-    assert dict(error.value.trailing_metadata())["cellstream-reason"] == "sequence_evicted"
+    error: Any = caught.value
+    assert dict(error.trailing_metadata())["cellstream-reason"] == "sequence_evicted"
     step(channel, 1, start=True)
 
 
