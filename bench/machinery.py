@@ -85,6 +85,7 @@ def load_command(case: Case, stand: Stand, artifact: Path, *, warm_up: float, se
     command += ["--artifact", str(artifact)] if case.peer.computes else ["--no-check", "--input-size", INPUTS]
     command += ["--streams", str(case.streams), "--connections", str(case.connections)]
     command += ["--steps-per-message", str(case.steps_per_message)]
+    command += ["--infer"] * case.infer
     return command + ["--multiplex"] * case.multiplex + (["--rate", str(case.rate)] if case.rate else [])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.cases import CLIENT, Case, Peer, chunks, client, many, single
+from bench.cases import CLIENT, Case, Peer, chunks, client, infer, many, single
 from bench.ceilings import at
 from bench.samples import Round, Sample, spread
 from bench.studies import Fairness, Held, Memory, StartUp, median
@@ -101,6 +101,8 @@ def of_rounds(rounds: Sequence[Round]) -> list[Target]:
         add(f"CPU/step over echo + compute: {single(streams).shape}", 1.2, over_ceiling, single(streams))
     for streams in (64, 256):
         add(f"steps/s over one session.run per message: {single(streams).shape}", 5.0, over_naive, single(streams))
+    for streams in (64, 256):
+        add(f"CPU/step over echo + compute: {infer(streams).shape}", 1.35, over_ceiling, infer(streams))
     for streams in (64, 256):
         each = single(streams, streams)
         add(f"CPU/step over echo + compute: {each.shape}", 1.25, over_ceiling, each)

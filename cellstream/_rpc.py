@@ -17,6 +17,8 @@ STREAM = _SERVICE + "Stream"
 MULTIPLEX = _SERVICE + "Multiplex"
 LIST_MODELS = _SERVICE + "ListModels"
 GET_MODEL = _SERVICE + "GetModel"
+LIST_SEQUENCES = _SERVICE + "ListSequences"
+EVICT_SEQUENCES = _SERVICE + "EvictSequences"
 
 CLOSE_SECONDS = 5.0  # for the answers that are outstanding when a stream is closed; then it is cancelled
 

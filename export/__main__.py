@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from export import artifact, module, module_command, pipeline, wrap, wrap_command
+from export import artifact, module, module_command, pipeline, triton_command, wrap, wrap_command
 from export.checks import StructureError
 from export.module_calls import ModuleError
 from export.precision import Precision
@@ -22,6 +22,7 @@ from export.theirs import WrapError
 from model.checkpoint import CheckpointError, Others, Picked, load_any
 from model.contract import Contract, ContractError
 from model.stack import NONLINEARITIES
+from model.triton_config import TritonError
 from model.weights import WeightsError
 
 FAULTS = (
@@ -34,6 +35,7 @@ FAULTS = (
     WrapError,
     ModuleError,
     WeightsError,
+    TritonError,
 )
 PROVE = "prove"
 INTERRUPTED = 130  # 128 and the signal, as shells have it
@@ -54,7 +56,8 @@ def _export_parser() -> argparse.ArgumentParser:
         "  artifacts/NAME/VERSION/model.onnx.data   the weights, shared by both graphs\n"
         "  artifacts/NAME/VERSION/resident.onnx     what the server runs: states of all streams in one slab\n"
         "  artifacts/NAME/VERSION/parity.json       the certificate, which both graphs carry too\n"
-        "  artifacts/NAME/VERSION/parity.html       the same as a page, with plots\n\n"
+        "  artifacts/NAME/VERSION/parity.html       the same as a page, with plots\n"
+        "  artifacts/NAME/config.pbtxt              for Triton Inference Server, which serves the same folder\n\n"
         "examples:\n"
         "  python -m export checkpoints/bytelm.safetensors --name bytelm\n"
         "  python -m export my_lstm.pt --name mine --version 3     # refused where version 3 exists\n"
@@ -63,7 +66,8 @@ def _export_parser() -> argparse.ArgumentParser:
         "  python -m export prove artifacts/bytelm/1               # or this one\n"
         "  python -m export last.ckpt --name mine --prefix model.lstm --head model.fc    # out of a bigger module\n"
         "  python -m export module --help                          # a module of your own\n"
-        "  python -m export wrap --help                            # somebody else's ONNX model",
+        "  python -m export wrap --help                            # somebody else's ONNX model\n"
+        "  python -m export triton --help                          # config.pbtxt anew",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the weights, or the word 'prove' (below)")
@@ -133,6 +137,8 @@ def _export(arguments: list[str], console: Console) -> None:
         console.print(cost(proved.records, options.precision))
     console.print(findings(proved.evidence.invariances, proved.evidence.controls))
     console.print(f"wrote {proved.folder}, proved by {len(proved.records)} comparisons")
+    for remark in proved.remarks:
+        console.print(remark, markup=False)
     console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
 
 
@@ -180,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
         command, arguments = _wrap, arguments[1:]
     elif arguments[:1] == [module_command.MODULE]:
         command, arguments = _module, arguments[1:]
+    elif arguments[:1] == [triton_command.TRITON]:
+        command, arguments = triton_command.run, arguments[1:]
     try:
         command(arguments, console)
     except FAULTS as error:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from export import artifact, checks, machine, module_faults, wrap
+from export import artifact, checks, machine, module_faults, triton, wrap
 from export.invariance import invariances
 from export.module_calls import ModuleError
 from export.module_graph import to_onnx
@@ -93,7 +93,7 @@ def export_module(
         page = artifact_page(f"{name}/{final.name}", contract.certificate, evidence.curves)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         artifact.check_digest(folder, contract)
-    remarks = (*remarks, *plan.remarks, *more, *made.remarks)
+    remarks = (*remarks, *plan.remarks, *more, *made.remarks, *triton.describe(final))
     return Exported(final, plan, contract, evidence, remarks)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
-from export import artifact, resident, wrap
+from export import artifact, resident
 from export.emulation import fewer_bits_of
 from export.module_parity import Levels
+from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.run_faults import alike, missed_by, planted, run_faults
 from export.samples import NON_ZERO
 from export.subgraphs import rename
@@ -68,7 +69,7 @@ def _planted(plant: Plant, levels: Levels, folder: Path, copy: Path) -> list[Par
     plant(model, contract)
     (copy / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
     artifact.write_graph(model, copy / artifact.MODEL, contract)
-    one_by_one = contract.notes.get(wrap.BATCHES) == "one by one"
+    one_by_one = contract.notes.get(BATCHES) == ONE_BY_ONE
     made = resident.derive(model, contract, one_by_one=one_by_one)
     artifact.write_graph(made, copy / artifact.RESIDENT, contract)
     levels.open(copy)

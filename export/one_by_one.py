@@ -15,6 +15,8 @@ from onnx import NodeProto, helper
 from export.subgraphs import rename
 from model.contract import LENGTHS, Contract, SlabSpec
 
+BATCHES = "batches"  # the note of a contract that says how its graph takes them
+ONE_BY_ONE = "one by one"
 LANE = ".lane"  # one lane of a tensor, [1, …]
 AXIS = "resident.lane_axis"  # + its number: the constant that names it
 SLICE = ".slice"  # the same as Scan cuts it, […]

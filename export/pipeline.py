@@ -15,7 +15,7 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto
 
-from export import artifact, checks, faults, machine, portable, resident
+from export import artifact, checks, faults, machine, portable, resident, triton
 from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import STEPS, Levels
@@ -54,11 +54,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """A finished artifact: where it is, what it promises, and what was found just now."""
+    """A finished artifact: where it is, what it promises, what was found just now, and what to say of it."""
 
     folder: Path
     contract: Contract
     evidence: Evidence
+    remarks: tuple[str, ...] = ()
 
     @property
     def records(self) -> tuple[ParityRecord, ...]:
@@ -91,7 +92,7 @@ def export(
         page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves, precision)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         _read_back(folder, certified)
-    return Proved(final, certified, evidence)
+    return Proved(final, certified, evidence, triton.describe(final))
 
 
 def write_graphs(checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32) -> Contract:

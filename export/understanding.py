@@ -251,7 +251,8 @@ def _pair(value: ValueInfoProto, successor: str, layout: Layout, first: Array | 
     initial = None
     if first is not None:
         one = np.take(np.broadcast_to(first, sized(layout, 1, 1)), 0, axis)
-        initial = np.ascontiguousarray(one, np.dtype(kind).newbyteorder("<")).tobytes()
+        data = np.ascontiguousarray(one, np.dtype(kind).newbyteorder("<")).tobytes()
+        initial = data if any(data) else None
     shape = tuple(size for size in layout if isinstance(size, int))
     return StatePair(value.name, successor, kind, shape, batch_axis=axis, initial=initial)
 

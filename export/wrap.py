@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from export import artifact, checks, resident, wrap_parity, wrap_proof
+from export import artifact, checks, resident, triton, wrap_parity, wrap_proof
 from export.branches import decide
 from export.layouts import AmbiguousError
+from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.page import artifact_page
 from export.run_faults import missed_by, planted, run_faults
 from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
@@ -23,7 +24,6 @@ from export.wrap_parity import ByHand
 from model.contract import Contract, ParityRecord
 
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
-BATCHES = "batches"  # the note that says how the graph takes them
 
 
 class Batching(StrEnum):
@@ -83,7 +83,7 @@ def wrap(
         contract = artifact.seal(folder, made.contract, certificate)
         page = artifact_page(f"{name}/{final.name}", certificate, {})
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
-    return replace(made, folder=final, contract=contract)
+    return replace(made, folder=final, contract=contract, remarks=(*made.remarks, *triton.describe(final)))
 
 
 def make(
@@ -198,7 +198,7 @@ def _try(
     work: _Work, folder: Path, found: Understood, contract: Contract, way: Way, *, folded: bool
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """Write both graphs in one way and prove them."""
-    contract = replace(contract, notes={**contract.notes, BATCHES: "together" if way.together else "one by one"})
+    contract = replace(contract, notes={**contract.notes, BATCHES: "together" if way.together else ONE_BY_ONE})
     contract.check()
     model = loosened(work.theirs.model, found)
     artifact.write_graph(model, folder / artifact.MODEL, contract)

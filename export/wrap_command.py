@@ -18,8 +18,10 @@ from rich.text import Text
 
 from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
+from export.one_by_one import BATCHES
 from export.report import findings
 from export.theirs import WrapError
+from export.triton_theirs import asked_by
 from export.understanding import Asked
 from model.contract import Contract, StatePair, TensorSpec
 
@@ -51,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m export wrap vad.onnx --name vad --constant sr=16000 \\\n"
         "      --shape input=batch,512 --shape state=2,batch,128\n"
         "  python -m export wrap theirs.onnx --name theirs --state a=b --state c=d\n"
+        "  python -m export wrap lstm/1/model.onnx --name lstm --triton-config lstm/config.pbtxt\n"
         "  python -m export prove artifacts/gru                   # prove it again",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     for option in ("input", "output"):
         made.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help="see below; repeatable")
     made.add_argument(
+        "--triton-config",
+        type=Path,
+        metavar="CONFIG.pbtxt",
+        help="a Triton model's: its states, first values, outputs and control inputs, where no option says otherwise",
+    )
+    made.add_argument(
         "--batch",
         type=wrap.Batching,
         choices=list(wrap.Batching),
@@ -83,12 +92,15 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
     """Wrap as the arguments say, and show what was understood."""
     options = parser().parse_args(arguments)
     final = artifact.target(options.out, options.name, options.version)
+    asked = asked_of(options)
+    if options.triton_config is not None:
+        asked = asked_by(options.triton_config, asked)
     with progress(console) as shown:
         made = wrap.wrap(
             options.model,
             final,
             name=options.name,
-            asked=asked_of(options),
+            asked=asked,
             batching=options.batch,
             progress=shown,
         )
@@ -214,4 +226,4 @@ def _axes(spec: TensorSpec | StatePair) -> str:
 def how_it_runs(contract: Contract) -> str:
     """What a run of the resident graph takes."""
     steps = "several steps of each" if contract.ragged else "one step of each"
-    return f"a run takes {steps}, its streams {contract.notes.get(wrap.BATCHES, 'together')}"
+    return f"a run takes {steps}, its streams {contract.notes.get(BATCHES, 'together')}"

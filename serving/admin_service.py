@@ -1,47 +1,117 @@
-"""StreamInference.ListModels and GetModel: what is served. Not hot, so it lives on the public gRPC server."""
+"""StreamInference's unary RPCs: what is served, and the operator's hand on sequences.
+
+Not hot, so they live on the public gRPC server.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import grpc
+import structlog
 
 from cellstream.v1 import stream_inference_pb2 as pb
 from model.contract import TensorSpec, certificate_to_plain
-from serving.errors import Refusal
+from serving.errand import Post, on_loop
+from serving.errors import InvalidInput
 from serving.front import SERVICE, Front
 from serving.lane import Lane
-from serving.status import code_of, trailing
+from serving.sequences import Key
+from serving.unary import unary
+
+log = structlog.get_logger(__name__)
 
 
-def add_admin_service(server: grpc.Server, front: Front) -> None:
-    """Serve ListModels and GetModel on `server`."""
+MOST_LISTED = 1000  # sequences, unless the request says otherwise
 
-    def list_models(_request: pb.ListModelsRequest, _context: grpc.ServicerContext) -> pb.ListModelsResponse:
-        lanes = sorted(front.lanes, key=lambda lane: (lane.name, lane.version))
+
+class _Admin:
+    """The RPCs."""
+
+    def __init__(self, front: Front, post: Post) -> None:
+        self._front = front
+        self._post = post
+
+    def list_models(self, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        """What is served."""
+        lanes = sorted(self._front.lanes, key=lambda lane: (lane.name, lane.version))
         return pb.ListModelsResponse(
             models=[pb.ModelSummary(name=lane.name, version=lane.version, ready=lane.ready) for lane in lanes]
         )
 
-    def get_model(request: pb.GetModelRequest, context: grpc.ServicerContext) -> pb.GetModelResponse:
-        try:
-            lane = front.find(request.model, request.version)
-        except Refusal as refusal:
-            front.stats.refusals[refusal.reason] += 1
-            context.set_trailing_metadata(trailing(refusal))
-            context.abort(code_of(refusal), str(refusal))
-        return describe(lane)
+    def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
+        """One model."""
+        return describe(self._front.find(request.model, request.version))
 
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "ListModels": grpc.unary_unary_rpc_method_handler(
-            list_models, pb.ListModelsRequest.FromString, pb.ListModelsResponse.SerializeToString
-        ),
-        "GetModel": grpc.unary_unary_rpc_method_handler(
-            get_model, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
-        ),
+    def list_sequences(self, request: pb.ListSequencesRequest) -> pb.ListSequencesResponse:
+        """A model's live sequences, those idle for longest first."""
+        lane = self._front.find(request.model, request.version)
+
+        def look() -> pb.ListSequencesResponse:
+            now, sequences = self._front.clock(), lane.sequences
+            found = sequences.idle_for(request.min_idle_seconds, now)[: request.limit or MOST_LISTED]
+            return pb.ListSequencesResponse(
+                sequences=[
+                    pb.Sequence(
+                        id=_sequence_id(live.key),
+                        idle_seconds=max(0.0, now - live.touched),
+                        steps=live.stream.answered_step,
+                        waiting_steps=lane.streams.waiting(live.stream),
+                        attended=live.owner is not None,
+                    )
+                    for live in found
+                ],
+                live=len(sequences),
+            )
+
+        return on_loop(self._post, look)
+
+    def evict_sequences(self, request: pb.EvictSequencesRequest) -> pb.EvictSequencesResponse:
+        """End sequences."""
+        lane = self._front.find(request.model, request.version)
+        keys = [_key(wanted) for wanted in request.ids]
+        if not keys and not request.min_idle_seconds > 0:
+            raise InvalidInput("nothing says which sequences to evict; give ids, or min_idle_seconds above 0")
+
+        def evict() -> list[Key]:
+            sequences = lane.sequences
+            idle = sequences.idle_for(request.min_idle_seconds, self._front.clock())
+            return sequences.evict(keys or [live.key for live in idle])
+
+        evicted = on_loop(self._post, evict)
+        log.info("sequences evicted", model=lane.name, version=lane.version, sequences=len(evicted))
+        return pb.EvictSequencesResponse(ids=[_sequence_id(key) for key in evicted])
+
+
+def add_admin_service(server: grpc.Server, front: Front, post: Post) -> None:
+    """Serve StreamInference's unary RPCs on `server`; `post` has something done on the loop's thread."""
+    admin = _Admin(front, post)
+
+    def handler(method: Callable[[Any], Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        return unary(method, request, front.stats)
+
+    handlers = {
+        "ListModels": handler(admin.list_models, pb.ListModelsRequest),
+        "GetModel": handler(admin.get_model, pb.GetModelRequest),
+        "ListSequences": handler(admin.list_sequences, pb.ListSequencesRequest),
+        "EvictSequences": handler(admin.evict_sequences, pb.EvictSequencesRequest),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _key(wanted: pb.SequenceId) -> Key:
+    match wanted.WhichOneof("id"):
+        case "number":
+            return int(wanted.number)
+        case "text":
+            return str(wanted.text)
+    raise InvalidInput("a sequence's id is neither a number nor a text")
+
+
+def _sequence_id(key: Key) -> pb.SequenceId:
+    return pb.SequenceId(number=key) if isinstance(key, int) else pb.SequenceId(text=key)
 
 
 def describe(lane: Lane) -> pb.GetModelResponse:

@@ -35,6 +35,7 @@ class _Scrape(Collector):
                 lambda lane: lane.streams.rows.in_use * lane.engine.row_bytes,
             ),
             "cellstream_waiting_steps": ("Steps not yet computed", lambda lane: lane.streams.batcher.waiting_steps),
+            "cellstream_live_sequences": ("Sequences that are live", lambda lane: len(lane.sequences)),
             "cellstream_model_ready": ("1: the model computes", lambda lane: int(lane.ready)),
         }
         for name, (text, read) in gauges.items():
@@ -46,6 +47,24 @@ class _Scrape(Collector):
             "cellstream_streams_opened": ("Streams opened", lambda lane: lane.stats.opened),
             "cellstream_steps": ("Steps computed", lambda lane: lane.stats.steps),
             "cellstream_failed_runs": ("Runs that failed", lambda lane: lane.stats.failed_runs),
+            "cellstream_sequences_started": ("Sequences started", lambda lane: lane.sequences.started),
+            "cellstream_sequences_restarted": (
+                "Live sequences begun anew by a START",
+                lambda lane: lane.sequences.restarted,
+            ),
+            "cellstream_sequences_expired": (
+                "Sequences idle, or without their client, for too long",
+                lambda lane: lane.sequences.expired,
+            ),
+            "cellstream_sequences_evicted": ("Sequences ended by the operator", lambda lane: lane.sequences.evicted),
+            "cellstream_requests_answered": (
+                "Requests of sequences that were answered",
+                lambda lane: lane.sequences.answered,
+            ),
+            "cellstream_requests_refused": (
+                "Requests of sequences that were refused",
+                lambda lane: lane.sequences.failed,
+            ),
         }
         for name, (text, read) in counters.items():
             counter = CounterMetricFamily(name, text, labels=_LABELS)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import structlog
 
+from serving.errand import Post, on_loop
 from serving.errors import ConfigError, InvalidInput, Unavailable, UnknownModel, Unsupported
 from serving.lane import Lane, Lanes
 from serving.repository import Artifact, find_artifacts
-
-LOOP_SECONDS = 60.0  # that the loop may take to take over a lane
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +40,7 @@ class Models:
         lanes: Lanes,
         *,
         load: Callable[[Artifact], Lane],
-        post: Callable[[Callable[[], None]], None],
+        post: Post,
         allowed: bool,
     ) -> None:
         """`load` makes a lane of an artifact, or raises ConfigError; `post` has something done on the loop's thread."""
@@ -93,7 +92,7 @@ class Models:
                     lane.streams.end_all(Unavailable(f"model '{name}' was unloaded by the operator"))
                 self.on_change()
 
-            self._on_loop(end)
+            on_loop(self._post, end)
             log.info("model unloaded", model=name, versions=[lane.version for lane in lanes])
 
     def _add(self, artifact: Artifact) -> None:
@@ -111,18 +110,7 @@ class Models:
             self._lanes.add(lane)
             self.on_change()
 
-        self._on_loop(add)
-
-    def _on_loop(self, work: Callable[[], None]) -> None:
-        done = threading.Event()
-
-        def carry_out() -> None:
-            work()
-            done.set()
-
-        self._post(carry_out)
-        if not done.wait(LOOP_SECONDS):
-            raise Unavailable("the server is too busy to change what it serves; try again")
+        on_loop(self._post, add)
 
     def _artifacts(self) -> list[Artifact]:
         try:

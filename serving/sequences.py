@@ -320,6 +320,11 @@ class Sequences:
             self.expired += 1
             self._remove(live, _Gone(SequenceExpired, why))
 
+    def idle_for(self, seconds: float, now: float) -> list[LiveSequence]:
+        """Those that nobody has asked for in so long, the longest first."""
+        found = [live for live in self._live.values() if now - live.touched >= seconds]
+        return sorted(found, key=lambda live: live.touched)
+
     def owned(self, owner: Hashable) -> int:
         """How many sequences were last asked for by this owner."""
         return len(self._owned.get(owner, ()))

@@ -57,7 +57,6 @@ class Server:
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         self.lanes = Lanes([self._load(artifact) for artifact in artifacts])
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
-        add_admin_service(self._server, self.front)
         self.health = Health(self._server, self.lanes)
         add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"))
         desk = infer_service.Desk(self.front)
@@ -71,6 +70,7 @@ class Server:
             },
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
+        add_admin_service(self._server, self.front, self.loop.post)
         self._add_open_inference(desk)
         self.loop.on_death = self.health.die
         self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits

@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="of the phases of an open loop (default: %(default)s)")
     add("--server-process", type=int, metavar="PID", help="a local server's process, to measure its processor time")
     add("--no-check", action="store_true", help="take every message as the answer to one; needs --input-size")
+    add("--infer", action="store_true",
+        help="sequences of the Open Inference Protocol: works with Triton too")  # fmt: skip
     add("--input-size", type=int, metavar="F", help="floats of one step of input, where there is no artifact")
     add("--pin", type=int, metavar="CORE", help="stay on this core (default: wherever the system puts it)")
     add("--json", action="store_true", help="the result as one line of JSON")
@@ -70,6 +72,8 @@ def _job(parser: argparse.ArgumentParser) -> tuple[Job, argparse.Namespace]:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     if options.rate is not None and options.rate <= 0:
         parser.error(f"--rate is {options.rate}; it must be above 0")
+    if options.infer and (options.multiplex or options.no_check):
+        parser.error("--infer goes with neither --multiplex nor --no-check")
     if not options.no_check and options.artifact is None:
         parser.error("give --artifact to check the answers, or --no-check --input-size not to")
     if options.no_check and options.artifact is None and options.input_size is None:

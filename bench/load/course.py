@@ -32,6 +32,8 @@ class Course:
     circle: bytes  # the inputs in order, the first of them again behind the last
     by_stream: bytes  # outputs [V, steps]
     by_step: bytes  # outputs [steps, V]
+    input_name: str = "x"
+    output_name: str = "y"
 
     def inputs(self, variant: int, step: int, count: int) -> bytes:
         """`count` steps of input of a stream, from step (counted from 0) on."""
@@ -60,7 +62,16 @@ def course_of(artifact: Path, steps: int = STEPS) -> Course:
         np.save(unfinished, _outputs(session, contract, steps))
         unfinished.replace(file)
     outputs = np.load(file)  # [V, steps, O]
-    return Course(steps, width, size, _circle(width), outputs.tobytes(), outputs.swapaxes(0, 1).tobytes())
+    return Course(
+        steps,
+        width,
+        size,
+        _circle(width),
+        outputs.tobytes(),
+        outputs.swapaxes(0, 1).tobytes(),
+        contract.inputs[0].name,
+        contract.outputs[0].name,
+    )
 
 
 def _circle(input_bytes: int) -> bytes:

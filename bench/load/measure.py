@@ -10,6 +10,7 @@ from functools import partial
 
 from bench.load.course import Course
 from bench.load.drive import Closed, Open, Run
+from bench.load.infer_shape import InferTrack
 from bench.load.result import Result, latency_of, processor_seconds
 from bench.load.shapes import MultiplexTrack, StreamTrack, Track, Unchecked
 from bench.load.sockets import Sockets
@@ -25,6 +26,7 @@ class Job:
     connections: int = 1
     steps_per_message: int = 1
     multiplex: bool = False
+    infer: bool = False  # sequences of the Open Inference Protocol
     calls: int | None = None  # Multiplex calls; None: one for each connection
     rate: float | None = None  # messages per second of all streams; None: closed loop
     in_flight: int = 1
@@ -39,6 +41,8 @@ class Job:
 def begins(job: Job, course: Course) -> Sequence[Callable[[], Track]]:
     """What makes each call's track."""
     chunk = job.steps_per_message
+    if job.infer:
+        return [partial(InferTrack, course, job.model, index, chunk) for index in range(job.streams)]
     if not job.multiplex:
         make = [partial(StreamTrack, course, job.model, index, chunk) for index in range(job.streams)]
         return make if job.check else [partial(_unchecked, begin, chunk) for begin in make]

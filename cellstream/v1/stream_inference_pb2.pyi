@@ -192,6 +192,66 @@ class ModelSummary(_message.Message):
     ready: bool
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., ready: _Optional[bool] = ...) -> None: ...
 
+class SequenceId(_message.Message):
+    __slots__ = ("number", "text")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    text: str
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class ListSequencesRequest(_message.Message):
+    __slots__ = ("model", "version", "min_idle_seconds", "limit")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MIN_IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    min_idle_seconds: float
+    limit: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., min_idle_seconds: _Optional[float] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListSequencesResponse(_message.Message):
+    __slots__ = ("sequences", "live")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedCompositeFieldContainer[Sequence]
+    live: int
+    def __init__(self, sequences: _Optional[_Iterable[_Union[Sequence, _Mapping]]] = ..., live: _Optional[int] = ...) -> None: ...
+
+class Sequence(_message.Message):
+    __slots__ = ("id", "idle_seconds", "steps", "waiting_steps", "attended")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_STEPS_FIELD_NUMBER: _ClassVar[int]
+    ATTENDED_FIELD_NUMBER: _ClassVar[int]
+    id: SequenceId
+    idle_seconds: float
+    steps: int
+    waiting_steps: int
+    attended: bool
+    def __init__(self, id: _Optional[_Union[SequenceId, _Mapping]] = ..., idle_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., waiting_steps: _Optional[int] = ..., attended: _Optional[bool] = ...) -> None: ...
+
+class EvictSequencesRequest(_message.Message):
+    __slots__ = ("model", "version", "ids", "min_idle_seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    ids: _containers.RepeatedCompositeFieldContainer[SequenceId]
+    min_idle_seconds: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., ids: _Optional[_Iterable[_Union[SequenceId, _Mapping]]] = ..., min_idle_seconds: _Optional[float] = ...) -> None: ...
+
+class EvictSequencesResponse(_message.Message):
+    __slots__ = ("ids",)
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedCompositeFieldContainer[SequenceId]
+    def __init__(self, ids: _Optional[_Iterable[_Union[SequenceId, _Mapping]]] = ...) -> None: ...
+
 class GetModelRequest(_message.Message):
     __slots__ = ("model", "version")
     MODEL_FIELD_NUMBER: _ClassVar[int]

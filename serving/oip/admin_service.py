@@ -23,7 +23,7 @@ from serving.oip.statistics import statistics
 from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
 from serving.oip.v1 import model_config_pb2
-from serving.status import code_of, trailing
+from serving.unary import unary
 
 EXTENSIONS = (
     "sequence",
@@ -122,7 +122,8 @@ class OpenInferenceAdmin:
         _check_repository(request.repository_name)
         if request.parameters:
             raise Unsupported(
-                f"load parameter '{min(request.parameters)}' isn't offered: a model is what its artifact says"
+                f"failed to load '{request.model_name}': load parameter '{min(request.parameters)}' isn't offered; a "
+                "model is what its artifact says"
             )
         self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
@@ -141,15 +142,7 @@ def add_open_inference(server: grpc.Server, admin: OpenInferenceAdmin, front: Fr
     """Serve everything of the protocol but ModelInfer and ModelStreamInfer."""
 
     def handler(method: Method, request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        def answer(message: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return method(message)
-            except Refusal as refusal:
-                front.stats.refusals[refusal.reason] += 1
-                context.set_trailing_metadata(trailing(refusal))
-                context.abort(code_of(refusal), str(refusal))
-
-        return grpc.unary_unary_rpc_method_handler(answer, request.FromString, lambda reply: reply.SerializeToString())
+        return unary(method, request, front.stats)
 
     handlers = {
         "ServerLive": handler(admin.server_live, pb.ServerLiveRequest),

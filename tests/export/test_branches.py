@@ -12,6 +12,7 @@ from onnx import ModelProto, parser
 
 from export import artifact, wrap
 from export.branches import decide
+from export.one_by_one import BATCHES
 from export.subgraphs import all_nodes
 from export.understanding import Asked
 from model.contract import Constant
@@ -128,5 +129,5 @@ def test_a_branch_that_does_not_fit_is_no_hindrance(tmp_path: Path) -> None:
     contract = wrap.make(path, tmp_path, name="a", asked=asked).contract
     made, _ = artifact.read_graph(tmp_path / artifact.RESIDENT, weights=False)
     assert "If" not in [node.op_type for node in all_nodes(made.graph.node)]
-    assert contract.notes[wrap.BATCHES] == "together"
+    assert contract.notes[BATCHES] == "together"
     assert [value.name for value in contract.constants] == ["sr"]

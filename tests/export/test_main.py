@@ -44,6 +44,7 @@ def test_an_export_and_a_second_proof(weights: Path, tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "bit for bit" in shown
     assert "make serve" in shown
+    assert f"wrote {out / 'letters' / 'config.pbtxt'}: Triton serves letters, too" in shown
     folder = out / "letters" / "1"
     assert sorted(path.name for path in folder.iterdir()) == [
         "model.onnx",

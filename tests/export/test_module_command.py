@@ -34,6 +34,7 @@ def test_a_grus_weights_just_work(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert "left out, of other modules: other.weight, other.bias" in text
     assert "planted faults caught" in text
+    assert f"wrote {out / 'g' / 'config.pbtxt'}: Triton serves g, too" in text
     _, contract = artifact.read_graph(out / "g" / "1" / artifact.RESIDENT, weights=False)
     assert [(spec.name, spec.shape) for spec in (*contract.inputs, *contract.outputs)] == [("x", (5,)), ("y", (3,))]
     assert [state.shape for state in contract.states] == [(2, 6)]

@@ -82,7 +82,10 @@ def test_the_artifact_is_as_any_other(wrap: Wrap, tmp_path: Path, capsys: pytest
     assert any("PyTorch" in text for text in certificate.not_checked)
     assert len(certificate.controls) == 4
     assert all(ratio > 1 for ratio in certificate.controls.values())
-    assert "4 of 4 planted faults caught" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4 of 4 planted faults caught" in shown
+    assert "not for Triton: state 'state' has its batch on axis 1, and Triton's is axis 0" in shown
+    assert not (tmp_path / "out" / "a" / "config.pbtxt").exists()
     page = (folder / artifact.PAGE).read_text()
     assert "Planted faults: 4 of 4 caught" in page
     assert all(name.replace("'", "&#x27;") in page for name in certificate.controls)

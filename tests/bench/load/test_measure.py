@@ -54,6 +54,13 @@ def job(running: RunningServer, **values: object) -> Job:
         {"streams": 90, "multiplex": True, "connections": 2},
         {"streams": 3, "multiplex": True, "steps_per_message": 300, "in_flight": 2},
         {"streams": 20, "rate": 300.0},
+        {"streams": 20, "infer": True, "connections": 3},
+        {
+            "streams": 2,
+            "infer": True,
+            "steps_per_message": 50,
+            "in_flight": 3,
+        },  # the course ends, a new sequence begins
     ],
 )
 def test_every_shape_against_the_real_server(running: RunningServer, course: Course, shape: dict[str, object]) -> None:
@@ -69,15 +76,15 @@ def test_every_shape_against_the_real_server(running: RunningServer, course: Cou
         assert result.messages == pytest.approx(90, abs=30)
 
 
-@pytest.mark.parametrize("multiplex", [False, True])
-def test_a_wrong_answer_ends_the_run(running: RunningServer, course: Course, multiplex: bool) -> None:
+@pytest.mark.parametrize("shape", [{}, {"multiplex": True}, {"infer": True}])
+def test_a_wrong_answer_ends_the_run(running: RunningServer, course: Course, shape: dict[str, bool]) -> None:
     """One bit of one step, in the middle of the course."""
     by_stream, by_step = bytearray(course.by_stream), bytearray(course.by_step)
     by_stream[20 * course.output_bytes] ^= 1
     by_step[20 * 8 * course.output_bytes] ^= 1
     wrong = replace(course, by_stream=bytes(by_stream), by_step=bytes(by_step))
     with pytest.raises(WrongAnswerError):
-        measure(job(running, streams=4, multiplex=multiplex), wrong)
+        measure(job(running, streams=4, **shape), wrong)
 
 
 def test_a_refusal_is_told(running: RunningServer, course: Course) -> None:
