@@ -121,9 +121,9 @@ class OpenInferenceAdmin:
         """Serve what the repository has of a model."""
         _check_repository(request.repository_name)
         if request.parameters:
+            name, unknown = request.model_name[:MAX_NAME], min(request.parameters)[:MAX_NAME]
             raise Unsupported(
-                f"failed to load '{request.model_name[:MAX_NAME]}': load parameter '{min(request.parameters)[:MAX_NAME]}' isn't offered; a "
-                "model is what its artifact says"
+                f"failed to load '{name}': load parameter '{unknown}' isn't offered; a model is what its artifact says"
             )
         self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
