@@ -283,7 +283,7 @@ class Sequences:
         self._check.values(live.stream.accepted_step + 1, inputs)
         self._streams.push_next(live.stream, 1, inputs, now)
         live.touched = now
-        if live.owner is not owner or live.vanished is not None:
+        if live.owner is not owner:  # nobody owns one that has vanished
             self.touch(live, owner, now)
         live.add(_PLAIN, reply)
 

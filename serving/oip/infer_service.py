@@ -313,6 +313,8 @@ class StreamInferCall:
                 break
             tickets.popleft()
             self._steps -= ticket.steps
+            if self._over:
+                continue  # nobody is there to be told
             if ticket.refusal is not None and self._ends_by_status:
                 self._finish(code_of(ticket.refusal), str(ticket.refusal), trailing(ticket.refusal))
                 return

@@ -125,6 +125,7 @@ def test_a_model_that_is_let_go_tells_its_clients_and_can_come_back(server: Serv
         refused = sequences.ask(step("a"))
         assert "unknown model: 'vectors' is not found" in refused.error_message
         assert (lane.streams.live, lane.streams.rows.in_use, len(lane.sequences)) == (0, 0, 0)
+        assert not lane.sequences._owned, "a model that is gone holds on to calls"
         assert [health(channel, name) for name in ("vectors", "vectors/1")] == [NOT_SERVING] * 2
         assert [health(channel, name) for name in ("", "tokens", "tokens/1")] == [SERVING] * 3
         assert index(channel) == {"tokens/1": "READY", "vectors/1": "UNAVAILABLE"}

@@ -219,6 +219,7 @@ def test_an_error_ends_the_stream_where_the_client_asks_for_that() -> None:
     assert call.told == [[1.0]]
     assert call.wire.code is grpc.StatusCode.INVALID_ARGUMENT
     assert call.wire.trailing == {"cellstream-reason": "sequence_not_started"}
+    assert house.front.stats.messages_out == 1
     call.close(cancelled=False)
     house.turn()
     assert first_output(house.infer(request(5, 1.0)).answer) == [3.0]
@@ -533,25 +534,38 @@ def variant(message: pb.ModelInferRequest, how: str) -> bytes:
     return b"".join(reversed(parts))
 
 
-FLAGS: list[dict[str, Any]] = [{}, {}, {}, {}, {}, {"start": True}, {"end": True}, {"cellstream_read_state": True}]
+FLAGS: list[dict[str, Any]] = [
+    {},
+    {},
+    {},
+    {},
+    {},
+    {"start": True},
+    {"end": True},
+    {"cellstream_read_state": True},
+    {"cellstream_step": 2},
+]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    asked=st.lists(
-        st.tuples(
-            st.sampled_from([request, pair_request]),
-            st.sampled_from([5, "5"]),
-            st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=2),
-            st.sampled_from(FLAGS),
-            st.sampled_from(["", "", "", *CHANGES]),
-            st.sampled_from(["stream", "other stream", "unary"]),
-        ),
-        max_size=25,
-    )
+shapes_of_requests = st.tuples(
+    st.sampled_from([request, pair_request]),
+    st.sampled_from([5, "5"]),
+    st.sampled_from(FLAGS),
+    st.sampled_from(["", "", *CHANGES]),
+    st.sampled_from(["stream", "other stream", "unary"]),
 )
-def test_a_followed_plan_gives_the_bytes_that_parsing_gives(asked: list[Any]) -> None:
-    """The same requests at two desks, one of which never plans: not a byte of any answer differs."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kinds=st.lists(shapes_of_requests, min_size=1, max_size=3),
+    asked=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.sampled_from([1.0, 2.0, -9.0, 99.0]), min_size=1, max_size=2)),
+        max_size=20,
+    ),
+)
+def test_a_followed_plan_gives_the_bytes_that_parsing_gives(kinds: list[Any], asked: list[Any]) -> None:
+    """The same requests at two desks, one of which never plans: not a byte of any answer differs; 99 is refused."""
     sent = []
     for planning in (True, False):
         house = House(planning=planning)
@@ -561,7 +575,8 @@ def test_a_followed_plan_gives_the_bytes_that_parsing_gives(asked: list[Any]) ->
             for id_ in (5, "5"):
                 streams["stream"].send(beginning(id_, 0.0, start=True))
                 house.turn()
-        for make, key, values, flags, how, where in asked:
+        for place, values in asked:
+            make, key, flags, how, where = kinds[place % len(kinds)]
             data = variant(make(key, *values, **flags), how)
             if where == "unary":
                 unary = house.infer(data)
@@ -571,6 +586,33 @@ def test_a_followed_plan_gives_the_bytes_that_parsing_gives(asked: list[Any]) ->
                 house.turn()
         sent.append(told + [data for call in streams.values() for data in call.wire.sent])
     assert sent[0] == sent[1]
+
+
+def test_a_refusal_carries_the_id_of_its_request_every_time() -> None:
+    """A client that gives all its requests one id gets it back with every error too."""
+    house = House()
+    call = Streamed(house)
+    call.send(request(5, 1.0, start=True))
+    for value in (1.0, 1.0, float("nan"), float("nan")):
+        call.send(request(5, value, id="mine"))
+        house.turn()
+    assert [answer.infer_response.id for answer in call.answers] == ["", "mine", "mine", "mine", "mine"]
+    assert call.told[3:] == ["invalid_input"] * 2
+
+
+def test_a_tensor_that_is_another_field_is_not_taken_for_one() -> None:
+    """The same beginning and length as ever, and a field that nobody knows where the second tensor was."""
+    house = House()
+    call = Streamed(house)
+    usual = pair_request(5, 1.0).SerializeToString(deterministic=True)
+    call.send(pair_request(5, 1.0, start=True))
+    call.send(usual)
+    house.turn(2)
+    assert usual[-10:-8] == b"\x3a\x08"
+    call.send(usual[:-10] + b"\x42\x08" + usual[-8:])
+    house.turn(2)
+    assert call.told == [[1.0], [2.0], "invalid_input"]
+    assert "1 raw_input_contents for 2 inputs" in call.answers[2].error_message
 
 
 # Whatever comes.
