@@ -588,6 +588,19 @@ def test_a_followed_plan_gives_the_bytes_that_parsing_gives(kinds: list[Any], as
     assert sent[0] == sent[1]
 
 
+@pytest.mark.parametrize("how", CHANGES)
+def test_every_way_to_ask_gives_the_same_sums_again_and_again(how: str) -> None:
+    """However a client writes its requests, the fifth of them is understood as the first is."""
+    house = House()
+    call = Streamed(house)
+    call.send(pair_request(5, 1.0, start=True))
+    for _ in range(5):
+        house.turn()
+        call.send(variant(pair_request(5, 1.0), how))
+    house.turn()
+    assert call.told == [[float(step)] for step in range(1, 7)]
+
+
 def test_a_refusal_carries_the_id_of_its_request_every_time() -> None:
     """A client that gives all its requests one id gets it back with every error too."""
     house = House()
