@@ -81,7 +81,6 @@ def parse(lane: Lane, request: pb.ModelInferRequest, *, streamed: bool) -> Parse
     )
     form = Form(
         lane,
-        request.id,
         _wanted(lane, request),
         timed=timed,
         streamed=streamed,

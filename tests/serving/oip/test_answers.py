@@ -17,10 +17,10 @@ from tests.serving.test_streams import pack
 HOUSE = House()
 
 
-def by_protobuf(form: Form, answer: Answer) -> pb.ModelInferResponse:
+def by_protobuf(form: Form, answer: Answer, id_: str) -> pb.ModelInferResponse:
     """The same answer, put together field by field."""
     contract = form.lane.contract
-    response = pb.ModelInferResponse(model_name=form.lane.name, model_version="1", id=form.request_id)
+    response = pb.ModelInferResponse(model_name=form.lane.name, model_version="1", id=id_)
     for place in form.wanted if answer.steps else ():
         spec = contract.outputs[place]
         shape = ([1, answer.steps] if form.timed else [1]) + list(spec.shape)
@@ -37,9 +37,9 @@ def by_protobuf(form: Form, answer: Answer) -> pb.ModelInferResponse:
     return response
 
 
-def expected(form: Form, answer: Answer) -> bytes:
+def expected(form: Form, answer: Answer, id_: str) -> bytes:
     """Its bytes, in the frame that the call has."""
-    response = by_protobuf(form, answer)
+    response = by_protobuf(form, answer, id_)
     if form.streamed:
         return pb.ModelStreamInferResponse(infer_response=response).SerializeToString(deterministic=True)
     return response.SerializeToString(deterministic=True)
@@ -83,7 +83,7 @@ def test_answers_are_what_protobuf_writes(
     """One form answers again and again: of one step or many or none, of some outputs or all, with states or without."""
     lane = HOUSE.pair if model == "pair" else HOUSE.sum
     wanted = tuple(order[:count]) if model == "pair" else (0,)
-    form = Form(lane, id_, wanted, timed=timed, streamed=streamed, final=final, numbered=numbered)
+    form = Form(lane, wanted, timed=timed, streamed=streamed, final=final, numbered=numbered)
     for number, length in enumerate(steps):
         if length > 1 and not timed:
             continue
@@ -95,7 +95,7 @@ def test_answers_are_what_protobuf_writes(
         answer = Answer(
             300 * number + 1, length, outputs if length else (), tuple(state) if reads else None, bool(number)
         )
-        assert canonical(form, form.encode(answer)) == expected(form, answer)
+        assert canonical(form, form.encode(answer, id_.encode())) == expected(form, answer, id_)
 
 
 @pytest.mark.parametrize("final", [False, True])
