@@ -28,7 +28,7 @@ class Form:
 
     lane: Lane
     wanted: tuple[int, ...]  # places of the model's outputs
-    timed: bool  # tensors have a time axis
+    axes: int  # before a step's own: 2 are [1, T], 1 is [1], and 0 none
     streamed: bool  # in the frame of ModelStreamInfer
     final: bool = False  # say that each answer is the last one to its request
     numbered: bool = False  # say which step it begins with
@@ -71,7 +71,7 @@ class Form:
         if answer.steps:
             for place in self.wanted:
                 spec = contract.outputs[place]
-                shape = [1, answer.steps, *spec.shape] if self.timed else [1, *spec.shape]
+                shape = [*(1, answer.steps)[: self.axes], *spec.shape]
                 response.outputs.add(name=spec.name, datatype=datatype(spec.dtype), shape=shape)
         if answer.state is not None:
             for state in contract.states:

@@ -496,6 +496,13 @@ def untimed(message: pb.ModelInferRequest) -> None:
             del tensor.shape[1]
 
 
+def bare(message: pb.ModelInferRequest) -> None:
+    """Leave out the batch's axis too, where a step has one of its own."""
+    for tensor in message.inputs:
+        if len(tensor.shape) == 3 and tensor.shape[1] == 1:
+            del tensor.shape[:2]
+
+
 def inputs_reversed(message: pb.ModelInferRequest) -> None:
     """Give the tensors in another order."""
     fields: tuple[Any, ...] = (message.inputs, message.raw_input_contents)
@@ -520,6 +527,7 @@ CHANGES: dict[str, Callable[[pb.ModelInferRequest], Any]] = {
     "named": lambda message: setattr(message, "model_version", "1"),
     "typed": typed,
     "untimed": untimed,
+    "bare": bare,
     "inputs reversed": inputs_reversed,
     "fields reversed": lambda _message: None,
 }
