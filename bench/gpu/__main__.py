@@ -76,7 +76,7 @@ def possible(jobs: list[Job], device: str) -> tuple[list[Job], list[Skipped]]:
         reasons = {
             Work.RATES: no_torch,
             Work.COPIES: no_torch,
-            Work.PARITY: no_torch or no_onnxruntime,
+            Work.PARITY: place.without_torch(place.CPU) or no_onnxruntime,  # PyTorch is asked on the CPU there
             Work.SERVED: None if job.device == place.CPU else no_onnxruntime,
         }
         reason = reasons.get(job.work)
@@ -85,8 +85,12 @@ def possible(jobs: list[Job], device: str) -> tuple[list[Job], list[Skipped]]:
         else:
             left.append(job)
     absent = [str(who) for who in Who if (no_torch if who.torch else no_onnxruntime) is not None]
-    if absent:
-        skipped.append(Skipped(f"steps: {', '.join(absent)}", no_torch or no_onnxruntime or ""))
+    if no_torch is not None:
+        skipped.append(Skipped(f"steps: {Who.EAGER}, {Who.CELL}", no_torch))
+    if place.without_torch(place.CPU) is not None:
+        skipped.append(Skipped("steps: the check of all answers against float64", "torch isn't installed"))
+    if no_onnxruntime is not None:
+        skipped.append(Skipped(f"steps: {Who.OURS}, {Who.PLAIN}", no_onnxruntime))
     return [_without(job, absent) if job.work is Work.STEPS else job for job in left], skipped
 
 

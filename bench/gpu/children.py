@@ -48,6 +48,9 @@ class _Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.errors.seek(0)
         said = " ".join(self.errors.read().split())[-_SAID:]
         self.errors.close()
@@ -66,9 +69,11 @@ class Children:
         give: Callable[[Record], None],
         tell: Callable[[str], None],
         program: Sequence[str] = ("-m", "bench.gpu.child"),
+        grace: float = GRACE,
     ) -> None:
         self._command = [sys.executable, *program, device, str(models)]
         self._deadline, self._give, self._tell = deadline, give, tell
+        self._grace = grace
         self._child: _Child | None = None
 
     def do(self, jobs: Sequence[Job]) -> None:
@@ -95,7 +100,7 @@ class Children:
         """One job; what is left of it if its process died and another may go on."""
         child = self._child = self._child or self._start()
         until = min(time.monotonic() + job.limit, self._deadline)
-        killed_at = min(until + GRACE, self._deadline + _LEAST)
+        killed_at = min(until + self._grace, self._deadline + _LEAST)
         child.send(job, until)
         doing, contestant, done = job.name, "", set(job.done)
         while True:
@@ -106,10 +111,7 @@ class Children:
                 self._give(Skipped(doing, f"it was still under way after {job.limit:.0f} s, and was ended"))
                 return self._rest(job, contestant, done) if time.monotonic() < self._deadline else None
             if line is None:
-                status = child.process.wait()
-                said = child.end()
-                self._child = None
-                self._give(Skipped(doing, f"its process died ({_status(status)}): {said or 'it said nothing'}"))
+                self._give(Skipped(doing, f"its process died {self._lost(child)}"))
                 return self._rest(job, contestant, done)
             heard: dict[str, Any] = json.loads(line)
             if "begin" in heard:
@@ -122,6 +124,13 @@ class Children:
                 self._give(record)
             else:
                 return None
+
+    def _lost(self, child: _Child) -> str:
+        """How the child ended by itself, and what it said last."""
+        status = child.process.wait()
+        said = child.end()
+        self._child = None
+        return f"({_status(status)}): {said or 'it said nothing'}"
 
     @staticmethod
     def _rest(job: Job, contestant: str, done: set[tuple[int, int]]) -> Job | None:

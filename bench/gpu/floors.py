@@ -8,7 +8,7 @@ import torch
 
 from bench.gpu.desk import Desk, timed
 from bench.gpu.plan import Job
-from bench.gpu.records import Copy, Rates
+from bench.gpu.records import Copy, Launches, MatrixRate, Memory
 from bench.gpu.roofline import FLOAT, WEIGHT_BYTES
 from bench.gpu.torch_device import TorchDevice
 
@@ -19,16 +19,22 @@ _BUFFERS = 4  # a copied buffer is so many times the square matrix, to be well b
 
 
 @torch.inference_mode()
-def rates(job: Job, desk: Desk) -> Iterator[Rates]:
+def rates(job: Job, desk: Desk) -> Iterator[Memory | Launches | MatrixRate]:
     """What the floor is made of."""
     at, seconds = TorchDevice(desk.device), job.seconds * _PATIENCE
+    desk.note("launches", "")
+    yield _launches(at, seconds)
     desk.note("bandwidth", "")
-    bandwidth = _copying(at, _BUFFERS * job.largest**2, 1, seconds)
     cache = at.cache_bytes
     cached = _copying(at, (cache or FLOAT * job.largest) // 3 // FLOAT, _COPIES, seconds)
-    desk.note("matrix rates", "")
-    matrix = {precision: _multiplying(at, precision, job.largest, seconds) for precision in WEIGHT_BYTES}
-    desk.note("launches", "")
+    yield Memory(_copying(at, _BUFFERS * job.largest**2, 1, seconds), cached, cache)
+    for precision in sorted(WEIGHT_BYTES, reverse=True):
+        desk.note(f"matrix rate, {precision}", "")
+        yield MatrixRate(precision, _multiplying(at, precision, job.largest, seconds))
+
+
+def _launches(at: TorchDevice, seconds: float) -> Launches:
+    """A chain of kernels on one number, short and long, in a graph; and one kernel without."""
     one = torch.zeros(1, device=at.device)
 
     def chain(kernels: int) -> Callable[[], None]:
@@ -39,8 +45,7 @@ def rates(job: Job, desk: Desk) -> Iterator[Rates]:
         return work
 
     replay, longer = (_waited(at, at.graph(chain(kernels)), seconds) for kernels in (1, 1 + _CHAIN))
-    launch = _waited(at, chain(1), seconds)
-    yield Rates(bandwidth, cached, cache, matrix, replay, max(longer - replay, 0.0) / _CHAIN, launch)
+    return Launches(replay, max(longer - replay, 0.0) / _CHAIN, _waited(at, chain(1), seconds))
 
 
 def _waited(at: TorchDevice, work: Callable[[], object], seconds: float) -> float:

@@ -13,16 +13,29 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """What this machine can do, measured on the spot. Bytes and operations per second; microseconds."""
+class Memory:
+    """Bytes per second, read plus written, of the device's memory and of a block that fits its cache."""
 
-    bandwidth: float  # of device memory, bytes read plus bytes written
-    cache_bandwidth: float  # the same of a block that fits the cache
+    bandwidth: float
+    cache_bandwidth: float
     cache_bytes: int  # 0: nobody knows
-    matrix: Mapping[str, float]  # multiplications plus additions per second, by precision
-    replay_us: float  # of the smallest CUDA graph, until it's known to have ended
+
+
+@dataclass(frozen=True, slots=True)
+class Launches:
+    """Microseconds until something tiny is known to have ended."""
+
+    replay_us: float  # a CUDA graph of one kernel
     kernel_us: float  # what one more dependent kernel in that graph costs
-    launch_us: float  # of one kernel outside any graph, until it's known to have ended
+    launch_us: float  # one kernel outside any graph
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRate:
+    """Multiplications plus additions per second of a large product."""
+
+    precision: str
+    rate: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +122,20 @@ class Skipped:
     reason: str
 
 
-Record = Rates | Copy | Parity | Step | Served | Skipped
-KINDS: dict[str, type[Record]] = {kind.__name__: kind for kind in (Rates, Copy, Parity, Step, Served, Skipped)}
-Kind = TypeVar("Kind", Rates, Copy, Parity, Step, Served, Skipped)
+Record = Memory | Launches | MatrixRate | Copy | Parity | Step | Served | Skipped
+KINDS: dict[str, type[Record]] = {
+    kind.__name__: kind for kind in (Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+}
+Kind = TypeVar("Kind", Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What the floor is made of: all that was measured of the machine."""
+
+    memory: Memory
+    launches: Launches
+    matrix: Mapping[str, float]  # by precision
 
 
 def plain(record: Record) -> dict[str, Any]:
@@ -150,9 +174,11 @@ class Document:
 
     @property
     def rates(self) -> Rates | None:
-        """What the machine can do, if that was measured."""
-        found = self.of(Rates)
-        return found[0] if found else None
+        """What the machine can do; None unless memory and launches were measured."""
+        memory, launches = self.of(Memory), self.of(Launches)
+        if not memory or not launches:
+            return None
+        return Rates(memory[0], launches[0], {one.precision: one.rate for one in self.of(MatrixRate)})
 
     def save(self, path: Path, targets: Sequence[Mapping[str, Any]] = ()) -> None:
         """As JSON, all at once, so that a reader never meets half a file."""
@@ -174,4 +200,7 @@ def load(path: Path) -> Document:
     if not isinstance(values, dict) or values.get("schema") != SCHEMA or "records" not in values:
         raise ValueError(f"{path} isn't a result of make bench-gpu of schema {SCHEMA}")
     fields = {name: value for name, value in values.items() if name not in ("schema", "targets", "records")}
-    return Document(**fields, records=[from_plain(item) for item in values["records"]])
+    try:
+        return Document(**fields, records=[from_plain(item) for item in values["records"]])
+    except TypeError as error:
+        raise ValueError(f"{path} isn't a result of make bench-gpu: {error}") from error

@@ -5,6 +5,7 @@ They need no rows gathered and scattered, as they always have the same streams i
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -41,7 +42,8 @@ class Eager:
         at, lstm = self._at, self._lstm
         given = _time_first(x)
         source = at.on_host(*given.shape).copy_(given)
-        there = source.to(at.device, self._dtype)
+        landed = source.to(at.device)
+        there = landed.to(self._dtype)
         zeros = torch.zeros(lstm.num_layers, given.shape[1], lstm.hidden_size, device=at.device, dtype=self._dtype)
         target = at.on_host(*given.shape[:2], lstm.hidden_size)
         state = (zeros, zeros)
@@ -57,9 +59,9 @@ class Eager:
 
         def host() -> None:
             nonlocal state
-            there.copy_(source, non_blocking=True)
-            y, state = lstm(there, state)
-            target.copy_(y, non_blocking=True)
+            landed.copy_(source, non_blocking=True)
+            y, state = lstm(landed.to(self._dtype), state)
+            target.copy_(y.float(), non_blocking=True)  # on the device: PyTorch would change dtypes on the host
             at.wait()
 
         return Runs(answers, device, host)
@@ -140,8 +142,7 @@ class Reference:
 
     def __init__(self, at: TorchDevice, module: LSTM) -> None:
         self._at = at
-        self._module = LSTM(module.spec).double().requires_grad_(requires_grad=False).to(at.device)
-        self._module.load_state_dict(module.state_dict())
+        self._module = copy.deepcopy(module).to(at.device).double()
 
     def answers(self, x: Array) -> Array:
         """Outputs [B, T, O] in float64, from the first state."""

@@ -66,15 +66,17 @@ class Floor:
 
 
 def floor(size: Size, rates: Rates) -> Floor:
-    """What a run of this size takes at least, at the rates measured.
+    """What a run of this size takes at least, at the rates measured; without one, its term is 0.
 
     Weights that fit the cache are counted at its bandwidth, as they may stay there.
     """
-    cached = size.weight_bytes <= rates.cache_bytes
-    bandwidth = max(rates.bandwidth, rates.cache_bandwidth) if cached else rates.bandwidth
+    memory, launches = rates.memory, rates.launches
+    cached = size.weight_bytes <= memory.cache_bytes
+    bandwidth = max(memory.bandwidth, memory.cache_bandwidth) if cached else memory.bandwidth
+    rate = rates.matrix.get(size.precision)
     return Floor(
         weights=size.steps * size.weight_bytes / bandwidth * 1e6,
-        operations=size.operations / rates.matrix[size.precision] * 1e6,
-        state=size.state_bytes / rates.bandwidth * 1e6,
-        launches=rates.replay_us + (size.kernels - 1) * rates.kernel_us,
+        operations=size.operations / rate * 1e6 if rate else 0.0,
+        state=size.state_bytes / memory.bandwidth * 1e6,
+        launches=launches.replay_us + (size.kernels - 1) * launches.kernel_us,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,12 @@ import numpy as np
 from bench.gpu.desk import Desk, PoisonedError, timed
 from bench.gpu.models import artifact_of, module_of
 from bench.gpu.ours import Ours
+from bench.gpu.place import CPU
 from bench.gpu.plan import Job, Who
 from bench.gpu.records import Record, Skipped, Step
 from bench.gpu.roofline import FLOAT
 from bench.gpu.runs import Array, Contestant, Runs
+from export.artifact import RESIDENT
 
 if TYPE_CHECKING:
     from bench.gpu.torch_device import TorchDevice
@@ -40,7 +43,9 @@ def _bytes(job: Job, steps: int, batch: int) -> int:
 
 def race(job: Job, desk: Desk) -> Iterator[Record]:
     """All figures of one model."""
-    desk.note(f"{job.name}: writing the model", "")
+    if not sizes(job):
+        return
+    desk.note(f"{job.name}: making the model", "")
     makers, truth = _makers(job, desk)
     yield from _too_large(job)
     made: dict[Who, Contestant] = {}
@@ -51,8 +56,6 @@ def race(job: Job, desk: Desk) -> Iterator[Record]:
         except Exception as error:  # noqa: BLE001  whatever a library raises, the others still race
             yield _skipped(f"{job.name}: {who}", error)
             _refuse_poison(desk)
-    if importlib.util.find_spec("torch") is None:
-        yield Skipped(f"{job.name}: PyTorch, and the check against float64", "torch isn't installed")
     for steps, batch in sizes(job):
         if desk.over:
             yield Skipped(f"{job.name}: from {steps} steps of {batch} lanes on", f"its {job.limit:.0f} s were over")
@@ -73,11 +76,11 @@ def _too_large(job: Job) -> Iterator[Skipped]:
 
 def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], Truth | None]:
     """How each contestant is made, and the truth if there is torch to compute it."""
-    path = artifact_of(job, desk.models) / "resident.onnx"
     every = sizes(job)
     room, longest, widest = max(t * b for t, b in every), max(t for t, _ in every), max(b for _, b in every)
 
     def ours(*, graphs: bool) -> Contestant:
+        path = artifact_of(job, desk.models) / RESIDENT
         return Ours(path, device=desk.device, graphs=graphs, max_batch=widest, slice_steps=longest, room=room)
 
     makers: dict[Who, Callable[[], Contestant]] = {
@@ -96,51 +99,75 @@ def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], 
     return {who: make for who, make in makers.items() if who not in job.without}, truth
 
 
+@dataclass(slots=True)
+class _Lane:
+    """A contestant at one size: ready, right, and its times so far."""
+
+    runs: Runs
+    error: float | None
+    device: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+
+    def time(self, seconds: float) -> None:
+        """One more round."""
+        self.device.append(timed(self.runs.device, seconds))
+        if self.runs.host is not None:
+            self.host.append(timed(self.runs.host, seconds))
+
+
 def _at(
     job: Job, desk: Desk, made: dict[Who, Contestant], truth: Truth | None, size: tuple[int, int]
 ) -> Iterator[Record]:
     """One size (T, B): make ready, check, then time in turns."""
     steps, batch = size
+    where = f"{job.name}: {steps} steps of {batch} lanes"
+    lanes: dict[Who, _Lane] = {}
+    yield from _make_ready(job, desk, made, truth, (where, size, lanes))
+    for number in range(job.rounds):
+        for who in list(lanes)[:: -1 if number % 2 else 1]:
+            if desk.over:
+                break
+            desk.note(f"{where}: {who}", who)
+            try:
+                lanes[who].time(job.seconds)
+            except Exception as error:  # noqa: BLE001  whatever a library raises, the others still race
+                yield _skipped(f"{where}: {who}", error)
+                _refuse_poison(desk)
+                del lanes[who]
+    for who, lane in lanes.items():
+        if lane.device:
+            of = (job.hidden, job.layers, job.precision, *size)
+            yield Step(*of, who, tuple(lane.device), tuple(lane.host), lane.error)
+
+
+def _make_ready(
+    job: Job,
+    desk: Desk,
+    made: dict[Who, Contestant],
+    truth: Truth | None,
+    at: tuple[str, tuple[int, int], dict[Who, _Lane]],
+) -> Iterator[Skipped]:
+    """Put those who are ready and right into the lanes."""
+    where, (steps, batch), lanes = at
     x = np.random.default_rng([steps, job.features]).standard_normal((VARIANTS, steps, job.features)).astype(np.float32)
     right = None if truth is None else truth(x)
     x = x[np.arange(batch) % VARIANTS]
-    ready: dict[Who, Runs] = {}
-    errors: dict[Who, float | None] = {}
-    spent: dict[Who, tuple[list[float], list[float]]] = {}
-    where = f"{job.name}: {steps} steps of {batch} lanes"
     for who, contestant in made.items():
+        if desk.over:
+            return
         desk.note(f"{where}: {who}, its answers", who)
         try:
             runs = contestant.ready(x)
-            errors[who] = None if right is None else error_of(runs.answers(), right)
-        except Exception as error:  # noqa: BLE001  as above
-            yield _skipped(f"{where}: {who}", error)
+            error = None if right is None else error_of(runs.answers(), right)
+        except Exception as problem:  # noqa: BLE001  as above
+            yield _skipped(f"{where}: {who}", problem)
             _refuse_poison(desk)
             continue
-        found = errors[who]
-        if found is not None and not found <= TOLERANCE[job.precision]:  # NaN too
-            bar = TOLERANCE[job.precision]
-            yield Skipped(f"{where}: {who}", f"wrong answers: off by {found:.2g} of the outputs' rms, allowed {bar:g}")
-            continue
-        ready[who], spent[who] = runs, ([], [])
-    for number in range(job.rounds):
-        for who in list(ready)[:: -1 if number % 2 else 1]:
-            desk.note(f"{where}: {who}", who)
-            try:
-                _time(ready[who], spent[who], job.seconds)
-            except Exception as error:  # noqa: BLE001  as above
-                yield _skipped(f"{where}: {who}", error)
-                _refuse_poison(desk)
-                del ready[who]
-    for who in ready:
-        device, host = spent[who]
-        yield Step(job.hidden, job.layers, job.precision, *size, who, tuple(device), tuple(host), errors[who])
-
-
-def _time(runs: Runs, spent: tuple[list[float], list[float]], seconds: float) -> None:
-    spent[0].append(timed(runs.device, seconds))
-    if runs.host is not None:
-        spent[1].append(timed(runs.host, seconds))
+        bar = TOLERANCE[job.precision]
+        if error is None or error <= bar:
+            lanes[who] = _Lane(runs, error)
+        else:  # NaN too
+            yield Skipped(f"{where}: {who}", f"wrong answers: off by {error:.2g} of the outputs' rms, allowed {bar:g}")
 
 
 def error_of(y: Array, right: Array) -> float:
@@ -172,9 +199,9 @@ def _give_back(desk: Desk) -> None:
 
 
 def _torch_device(desk: Desk) -> TorchDevice | None:
-    """PyTorch's side of the device, where there is PyTorch."""
+    """PyTorch's side of the device, where there is PyTorch; the CPU if it's one that has no other."""
     if importlib.util.find_spec("torch") is None:
         return None
-    from bench.gpu.torch_device import TorchDevice  # noqa: PLC0415  not there on every machine
+    from bench.gpu.torch_device import TorchDevice, usable  # noqa: PLC0415  not there on every machine
 
-    return TorchDevice(desk.device)
+    return TorchDevice(desk.device if usable(desk.device) else CPU)

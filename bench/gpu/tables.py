@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.gpu.plan import Who
-from bench.gpu.records import Copy, Document, Parity, Rates, Served, Skipped, Step
+from bench.gpu.records import Copy, Document, Launches, MatrixRate, Memory, Parity, Rates, Served, Skipped, Step
 from bench.gpu.targets import by_size, floor_of, of_matrix_rate, targets
 from bench.tables import Grid, number
 
@@ -55,7 +55,8 @@ def _floor_cells(any_: Step, ours: Step | None, rates: Rates | None) -> tuple[st
     per_step = least.us / any_.steps
     if ours is None:
         return number(per_step), least.bound, "", ""
-    return number(per_step), least.bound, f"{ours.device / per_step:.1f}", f"{of_matrix_rate(ours, rates):.0%}"
+    share = of_matrix_rate(ours, rates)
+    return number(per_step), least.bound, f"{ours.device / per_step:.1f}", "" if share is None else f"{share:.0%}"
 
 
 def _device(step: Step | None) -> str:
@@ -68,17 +69,16 @@ def _host(step: Step | None) -> str:
 
 def rates_grid(found: Document) -> Grid:
     """What the machine can do."""
-    rates = found.rates
-    if rates is None:
-        return Grid("The machine, measured", (), ())
-    rows = [
-        ("device memory, GB/s read plus written", number(rates.bandwidth / 1e9)),
-        (f"a block that fits its cache of {rates.cache_bytes >> 20} MiB", number(rates.cache_bandwidth / 1e9)),
-        *((f"matrix rate, {precision}, TFLOP/s", number(rate / 1e12)) for precision, rate in rates.matrix.items()),
-        ("smallest graph, replayed and waited for, µs", number(rates.replay_us)),
-        ("one more kernel in it, µs", number(rates.kernel_us)),
-        ("one kernel without a graph, µs", number(rates.launch_us)),
-    ]
+    rows: list[tuple[str, str]] = []
+    for memory in found.of(Memory):
+        rows.append(("device memory, GB/s read plus written", number(memory.bandwidth / 1e9)))
+        cached = f"a block that fits its cache of {memory.cache_bytes >> 20} MiB"
+        rows.append((cached if memory.cache_bytes else "a small block", number(memory.cache_bandwidth / 1e9)))
+    rows += [(f"matrix rate, {one.precision}, TFLOP/s", number(one.rate / 1e12)) for one in found.of(MatrixRate)]
+    for launches in found.of(Launches):
+        rows.append(("smallest graph, replayed and waited for, µs", number(launches.replay_us)))
+        rows.append(("one more kernel in it, µs", number(launches.kernel_us)))
+        rows.append(("one kernel without a graph, µs", number(launches.launch_us)))
     return Grid("The machine, measured by PyTorch", ("", "found"), tuple(rows))
 
 

@@ -45,9 +45,10 @@ def over_floor(step: Step, rates: Rates) -> float:
     return step.device * step.steps / floor_of(step, rates).us
 
 
-def of_matrix_rate(step: Step, rates: Rates) -> float:
-    """Share of the matrix rate in the precision chosen."""
-    return size_of(step).operations / (step.device * step.steps / 1e6) / rates.matrix[step.precision]
+def of_matrix_rate(step: Step, rates: Rates) -> float | None:
+    """Share of the matrix rate in the precision chosen; None if that wasn't measured."""
+    rate = rates.matrix.get(step.precision)
+    return None if rate is None else size_of(step).operations / (step.device * step.steps / 1e6) / rate
 
 
 def by_size(steps: Iterable[Step]) -> dict[tuple[int, int, str, int, int], dict[str, Step]]:
@@ -76,11 +77,9 @@ def targets(found: Document) -> list[Target]:
 
     small = [step for step in ours if step.batch <= SMALL and step.steps == 1]
     large = [step for step in ours if step.batch >= LARGE and step.hidden == WIDE]
-    if rates is not None:
-        near = [(over_floor(step, rates), step) for step in small]
-        rate = [(of_matrix_rate(step, rates), step) for step in large]
-    else:
-        near = rate = []
+    near = [] if rates is None else [(over_floor(step, rates), step) for step in small]
+    shares = [] if rates is None else [(of_matrix_rate(step, rates), step) for step in large]
+    rate = [(share, step) for share, step in shares if share is not None]
     add(f"times the floor, B ≤ {SMALL}, T 1, graphs, on the device", OVER_FLOOR, near, at_most=True)
     add(f"of the matrix rate, B ≥ {LARGE}, H {WIDE}, on the device", OF_MATRIX, rate, at_most=False)
     ahead = [(theirs.device / mine.device, mine) for mine, theirs in pairs]

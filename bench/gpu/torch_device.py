@@ -13,6 +13,11 @@ from torch import Tensor
 _WARM_UPS = 3
 
 
+def usable(device: str) -> bool:
+    """Whether this PyTorch can compute there."""
+    return not device.startswith("cuda") or torch.cuda.is_available()
+
+
 class TorchDevice:
     """One device."""
 
@@ -72,5 +77,5 @@ class TorchDevice:
         """Whether the device still computes: after some errors a process can't use it any more."""
         try:
             return float((torch.ones(1, device=self.device) + 1).item()) == 2.0
-        except RuntimeError:
+        except (RuntimeError, AssertionError):  # the latter where PyTorch has no CUDA at all
             return False
