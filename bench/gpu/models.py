@@ -44,9 +44,14 @@ def module_of(job: Job) -> LSTM:
     return module
 
 
+def repository_of(job: Job, models: Path) -> Path:
+    """The model repository that the job's model lies in: a served model's has no other, as a server loads them all."""
+    return models / f"served-{name_of(job)}" if job.work is Work.SERVED else models
+
+
 def artifact_of(job: Job, models: Path) -> Path:
     """The model's artifact under `models`; written if it isn't there. Raises NoModelError."""
-    final = models / name_of(job) / "1"
+    final = repository_of(job, models) / name_of(job) / "1"
     if final.exists():
         return final
     if importlib.util.find_spec("torch") is None:

@@ -58,10 +58,11 @@ def _panels(found: Document) -> dict[str, Curves]:
             continue
         curves = by_model.setdefault(f"hidden {one.hidden}, layers {one.layers}, {one.precision}", {})
         for who, step in all_.items():
-            curves.setdefault(who, []).append((step.batch, step.device))
+            if step.device is not None:
+                curves.setdefault(who, []).append((step.batch, step.device))
         if rates is not None:
             curves.setdefault(FLOOR, []).append((one.batch, floor_of(one, rates).us))
-    return {name: curves for name, curves in by_model.items() if max(map(len, curves.values())) > 1}
+    return {name: curves for name, curves in by_model.items() if max(map(len, curves.values()), default=0) > 1}
 
 
 def small_multiples(panels: Mapping[str, Curves], *, title: str) -> str:

@@ -24,8 +24,9 @@ class Work(StrEnum):
 class Who(StrEnum):
     """Who races."""
 
-    OURS = "ours, graphs"
+    OURS = "ours, graphs"  # ONNX Runtime on our graph
     PLAIN = "ours, no graphs"
+    ENGINE = "our engine"  # which copies inputs up and outputs down, as the server uses it
     EAGER = "torch.nn.LSTM"
     CELL = "compiled cell in a graph"
 

@@ -73,8 +73,8 @@ class Step:
     steps: int  # T
     batch: int  # B
     contestant: str
-    device_us: tuple[float, ...]  # inputs and states on the device
-    host_us: tuple[float, ...]  # the same from bytes in host memory to bytes in host memory; empty: not measured
+    device_us: tuple[float, ...]  # inputs and states on the device; empty: not measured
+    host_us: tuple[float, ...]  # from host memory to host memory; empty: not measured
     error: float | None  # rms against float64, as a share of the outputs' rms; None: nobody was there to tell
 
     @property
@@ -83,9 +83,9 @@ class Step:
         return self.hidden, self.layers, self.precision, self.steps, self.batch
 
     @property
-    def device(self) -> float:
+    def device(self) -> float | None:
         """Microseconds per time step of the batch, the median of the rounds."""
-        return statistics.median(self.device_us) / self.steps
+        return statistics.median(self.device_us) / self.steps if self.device_us else None
 
     @property
     def host(self) -> float | None:

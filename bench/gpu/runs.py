@@ -11,11 +11,11 @@ Array = npt.NDArray[Any]
 
 
 class Runs(NamedTuple):
-    """Three ways of computing T steps of B lanes; each returns when the device has ended."""
+    """Ways of computing T steps of B lanes, None for one that isn't there; each returns when the device has ended."""
 
     answers: Callable[[], Array]  # outputs [B, T, O] from the first state
-    device: Callable[[], object]  # inputs and states on the device already, outputs left there
-    host: Callable[[], object] | None  # from host memory to host memory; None: not one who does that
+    device: Callable[[], object] | None  # inputs and states on the device already, outputs left there
+    host: Callable[[], object] | None  # from host memory to host memory
 
 
 class Contestant(Protocol):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 import cellstream
 from bench.gpu.busy import Busy
 from bench.gpu.desk import Desk
-from bench.gpu.models import artifact_of, name_of
+from bench.gpu.models import artifact_of, name_of, repository_of
 from bench.gpu.place import CPU
 from bench.gpu.plan import Job
 from bench.gpu.records import Served
@@ -43,7 +44,7 @@ def served(job: Job, desk: Desk) -> Iterator[Served]:
     artifact = artifact_of(job, desk.models)
     desk.note(f"{job.name}: starting", "")
     started = time.monotonic()
-    with server(artifact.parent.parent, _options(job, device)) as running:
+    with server(repository_of(job, desk.models), _options(job, device)) as running:
         ready = time.monotonic() - started
         desk.note(f"{job.name}: checking answers", "")
         error = _checked(job, running, artifact)
@@ -74,11 +75,11 @@ def _options(job: Job, device: str) -> list[str]:
     return ["--allow-unproved", "--workers", str(job.workers), "--grace", "2", *metrics, *large, *where]
 
 
-def _checked(job: Job, running: RunningServer, artifact: Any) -> float:
+def _checked(job: Job, running: RunningServer, artifact: Path) -> float:
     """How far off one stream's answers are from ONNX Runtime's on the CPU, as a share of their rms."""
     x = np.random.default_rng(0).standard_normal((CHECKED_STEPS, job.features)).astype(np.float32)
     with cellstream.connect(running.address) as client, client.stream(name_of(job)) as stream:
-        y: Array = np.concatenate([np.asarray(stream.step(part)) for part in (x[:1][None][0], x[1:])])
+        y: Array = np.concatenate([np.asarray(stream.step(part)) for part in (x[:1], x[1:])])
     _, contract = read_graph(artifact / MODEL, weights=False)
     zeros = {state.input: np.zeros((1, *state.shape), state.dtype) for state in contract.states}
     right = Portable(artifact / MODEL, contract, threads=1).run({"x": x[None]}, zeros)["y"][0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from bench.gpu.plan import Job, Who
 from bench.gpu.records import Record, Skipped, Step
 from bench.gpu.roofline import FLOAT
 from bench.gpu.runs import Array, Contestant, Runs
+from bench.gpu.session import Session
 from export.artifact import RESIDENT
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ def race(job: Job, desk: Desk) -> Iterator[Record]:
         except Exception as error:  # noqa: BLE001  whatever a library raises, the others still race
             yield _skipped(f"{job.name}: {who}", error)
             _refuse_poison(desk)
+    engine = made.get(Who.ENGINE)
+    if desk.device != CPU and isinstance(engine, Ours) and not engine.graphed:
+        yield Skipped(f"{job.name}: {Who.ENGINE} with CUDA graphs", "it runs without; its log says why")
     for steps, batch in sizes(job):
         if desk.over:
             yield Skipped(f"{job.name}: from {steps} steps of {batch} lanes on", f"its {job.limit:.0f} s were over")
@@ -79,13 +84,16 @@ def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], 
     every = sizes(job)
     room, longest, widest = max(t * b for t, b in every), max(t for t, _ in every), max(b for _, b in every)
 
-    def ours(*, graphs: bool) -> Contestant:
-        path = artifact_of(job, desk.models) / RESIDENT
-        return Ours(path, device=desk.device, graphs=graphs, max_batch=widest, slice_steps=longest, room=room)
+    def path() -> Path:
+        return artifact_of(job, desk.models) / RESIDENT
+
+    def session(*, graphs: bool) -> Contestant:
+        return Session(path(), device=desk.device, graphs=graphs, max_batch=widest)
 
     makers: dict[Who, Callable[[], Contestant]] = {
-        Who.OURS: lambda: ours(graphs=True),
-        Who.PLAIN: lambda: ours(graphs=False),
+        Who.OURS: lambda: session(graphs=True),
+        Who.PLAIN: lambda: session(graphs=False),
+        Who.ENGINE: lambda: Ours(path(), device=desk.device, max_batch=widest, slice_steps=longest, room=room),
     }
     truth: Truth | None = None
     at = _torch_device(desk)
@@ -110,7 +118,8 @@ class _Lane:
 
     def time(self, seconds: float) -> None:
         """One more round."""
-        self.device.append(timed(self.runs.device, seconds))
+        if self.runs.device is not None:
+            self.device.append(timed(self.runs.device, seconds))
         if self.runs.host is not None:
             self.host.append(timed(self.runs.host, seconds))
 
@@ -135,7 +144,7 @@ def _at(
                 _refuse_poison(desk)
                 del lanes[who]
     for who, lane in lanes.items():
-        if lane.device:
+        if lane.device or lane.host:
             of = (job.hidden, job.layers, job.precision, *size)
             yield Step(*of, who, tuple(lane.device), tuple(lane.host), lane.error)
 

@@ -6,10 +6,12 @@ from rich.console import Console
 
 from bench.gpu.plan import Who
 from bench.gpu.records import Copy, Document, Launches, MatrixRate, Memory, Parity, Rates, Served, Skipped, Step
-from bench.gpu.targets import by_size, floor_of, of_matrix_rate, targets
+from bench.gpu.targets import by_size, floor_of, of_matrix_rate, over_floor, targets
 from bench.tables import Grid, number
 
 BRIEF = {1: (1, 64, 1024, 8192), 16: (64,)}  # B by T that a terminal is shown; the page has all
+_ON_DEVICE = (Who.OURS, Who.PLAIN, Who.EAGER, Who.CELL)
+_FROM_HOST = (Who.ENGINE, Who.EAGER)
 _MOST_SKIPPED = 12  # lines of them on a terminal
 
 
@@ -37,12 +39,12 @@ def steps_grid(found: Document, *, brief: bool = False) -> Grid:
                 f"{any_.hidden}, {any_.layers} layers, {any_.precision}, T {any_.steps}",
                 str(any_.batch),
                 *_floor_cells(any_, ours, rates),
-                *(_device(all_.get(who)) for who in Who),
-                *(_host(all_.get(who)) for who in (Who.OURS, Who.PLAIN, Who.EAGER)),
+                *(_device(all_.get(who)) for who in _ON_DEVICE),
+                *(_host(all_.get(who)) for who in _FROM_HOST),
             )
         )
-    names = ("hidden", "B", "floor", "by", "over floor", "of rate", *Who)
-    hosts = ("host: ours, graphs", "host: no graphs", "host: nn.LSTM")
+    names = ("hidden", "B", "floor", "by", "over floor", "of rate", *_ON_DEVICE)
+    hosts = tuple(f"host: {who}" for who in _FROM_HOST)
     return Grid(
         "µs per time step of the batch: on the device, and from and to host memory", (*names, *hosts), tuple(rows)
     )
@@ -55,12 +57,13 @@ def _floor_cells(any_: Step, ours: Step | None, rates: Rates | None) -> tuple[st
     per_step = least.us / any_.steps
     if ours is None:
         return number(per_step), least.bound, "", ""
-    share = of_matrix_rate(ours, rates)
-    return number(per_step), least.bound, f"{ours.device / per_step:.1f}", "" if share is None else f"{share:.0%}"
+    over, share = over_floor(ours, rates), of_matrix_rate(ours, rates)
+    ratios = ("" if over is None else f"{over:.1f}", "" if share is None else f"{share:.0%}")
+    return number(per_step), least.bound, *ratios
 
 
 def _device(step: Step | None) -> str:
-    return "" if step is None else number(step.device)
+    return "" if step is None or step.device is None else number(step.device)
 
 
 def _host(step: Step | None) -> str:

@@ -40,15 +40,17 @@ def floor_of(step: Step, rates: Rates) -> Floor:
     return floor(size_of(step), rates)
 
 
-def over_floor(step: Step, rates: Rates) -> float:
-    """Times the floor."""
-    return step.device * step.steps / floor_of(step, rates).us
+def over_floor(step: Step, rates: Rates) -> float | None:
+    """Times the floor, on the device; None if that wasn't measured."""
+    return None if step.device is None else step.device * step.steps / floor_of(step, rates).us
 
 
 def of_matrix_rate(step: Step, rates: Rates) -> float | None:
-    """Share of the matrix rate in the precision chosen; None if that wasn't measured."""
+    """Share of the matrix rate in the precision chosen; None if either wasn't measured."""
     rate = rates.matrix.get(step.precision)
-    return None if rate is None else size_of(step).operations / (step.device * step.steps / 1e6) / rate
+    if rate is None or step.device is None:
+        return None
+    return size_of(step).operations / (step.device * step.steps / 1e6) / rate
 
 
 def by_size(steps: Iterable[Step]) -> dict[tuple[int, int, str, int, int], dict[str, Step]]:
@@ -67,28 +69,42 @@ def words(step: Step) -> str:
 def targets(found: Document) -> list[Target]:
     """Every target, also those that there are no figures for."""
     rates, sizes = found.rates, by_size(found.of(Step))
-    ours = [all_[Who.OURS] for all_ in sizes.values() if Who.OURS in all_]
-    pairs = [(all_[Who.OURS], all_[Who.EAGER]) for all_ in sizes.values() if {Who.OURS, Who.EAGER} <= all_.keys()]
     made = [_parity(found.of(Parity))]
 
-    def add(name: str, bar: float, values: list[tuple[float, Step]], *, at_most: bool) -> None:
+    def add(name: str, bar: float, values: list[tuple[float | None, Step]], *, at_most: bool) -> None:
+        known = [(value, step) for value, step in values if value is not None]
         sign = "at most" if at_most else "at least"
-        made.append(_worst(name, f"{sign} {bar:g}", values, at_most=at_most, meets=_meets(bar, at_most=at_most)))
+        made.append(_worst(name, f"{sign} {bar:g}", known, at_most=at_most, meets=_meets(bar, at_most=at_most)))
 
-    small = [step for step in ours if step.batch <= SMALL and step.steps == 1]
-    large = [step for step in ours if step.batch >= LARGE and step.hidden == WIDE]
-    near = [] if rates is None else [(over_floor(step, rates), step) for step in small]
-    shares = [] if rates is None else [(of_matrix_rate(step, rates), step) for step in large]
-    rate = [(share, step) for share, step in shares if share is not None]
+    ours = [] if rates is None else [all_[Who.OURS] for all_ in sizes.values() if Who.OURS in all_]
+    near = [(over_floor(step, rates), step) for step in ours if rates and step.batch <= SMALL and step.steps == 1]
     add(f"times the floor, B ≤ {SMALL}, T 1, graphs, on the device", OVER_FLOOR, near, at_most=True)
-    add(f"of the matrix rate, B ≥ {LARGE}, H {WIDE}, on the device", OF_MATRIX, rate, at_most=False)
-    ahead = [(theirs.device / mine.device, mine) for mine, theirs in pairs]
-    add("times as fast as torch.nn.LSTM, on the device", OVER_EAGER, ahead, at_most=False)
-    beside = [
-        (theirs.host / mine.host, mine) for mine, theirs in pairs if mine.host is not None and theirs.host is not None
-    ]
-    add("the same from and to host memory", OVER_EAGER, beside, at_most=False)
+    large = [step for step in ours if step.batch >= LARGE and step.hidden == WIDE]
+    add(
+        f"of the matrix rate, B ≥ {LARGE}, H {WIDE}, on the device",
+        OF_MATRIX,
+        [(of_matrix_rate(step, rates), step) for step in large if rates],
+        at_most=False,
+    )
+    for name, mine, read in (
+        ("times as fast as torch.nn.LSTM, on the device", Who.OURS, _device),
+        ("our engine to torch.nn.LSTM, from and to host memory", Who.ENGINE, _host),
+    ):
+        pairs = [(all_[Who.EAGER], all_[mine]) for all_ in sizes.values() if {mine, Who.EAGER} <= all_.keys()]
+        add(name, OVER_EAGER, [(_times(read(theirs), read(own)), own) for theirs, own in pairs], at_most=False)
     return made
+
+
+def _device(step: Step) -> float | None:
+    return step.device
+
+
+def _host(step: Step) -> float | None:
+    return step.host
+
+
+def _times(theirs: float | None, own: float | None) -> float | None:
+    return None if theirs is None or own is None else theirs / own
 
 
 def _meets(bar: float, *, at_most: bool) -> Callable[[float], bool]:

@@ -13,12 +13,13 @@ MACHINE: tuple[Record, ...] = (
 )
 
 
-def step(batch: int, who: Who = Who.OURS, *, device: float = 10.0, host: float | None = 20.0, steps: int = 1) -> Step:
+def step(
+    batch: int, who: Who = Who.OURS, *, device: float | None = 10.0, host: float | None = None, steps: int = 1
+) -> Step:
     """At hidden 1024, one layer, TF32."""
     runs = () if host is None else (host * steps,)
-    return Step(
-        1024, 1, "tf32", steps, batch, who, (device * steps, device * steps * 1.5, device * steps / 2), runs, 1e-4
-    )
+    rounds = () if device is None else (device * steps, device * steps * 1.5, device * steps / 2)
+    return Step(1024, 1, "tf32", steps, batch, who, rounds, runs, 1e-4)
 
 
 def served(workers: int, busy: float | None = 40.0) -> Served:
@@ -54,7 +55,8 @@ def a_document(*more: Record) -> Document:
         records.append(step(batch, device=ours))
         records.append(step(batch, Who.PLAIN, device=3 * ours))
         records.append(step(batch, Who.EAGER, device=4 * ours, host=50.0))
-        records.append(step(batch, Who.CELL, device=ours / 2, host=None))
+        records.append(step(batch, Who.CELL, device=ours / 2))
+        records.append(step(batch, Who.ENGINE, device=None, host=20.0))
     records += [Copy(4096, True, 6.0, 7.0), parity("fp32", 0.5), served(1), served(4, None), *more]
     records.append(Skipped("copies", "the time was over"))
     return Document(

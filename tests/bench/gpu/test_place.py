@@ -80,8 +80,8 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -
     jobs, skipped = command.possible(full(), "cuda:0")
     assert {job.work for job in jobs} == {Work.RATES, Work.COPIES, Work.STEPS, Work.SERVED}
     assert [job.device for job in jobs if job.work is Work.SERVED] == ["cpu"]
-    assert all(set(job.without) == {Who.OURS, Who.PLAIN} for job in jobs if job.work is Work.STEPS)
-    assert Skipped(f"steps: {Who.OURS}, {Who.PLAIN}", "no CUDA") in skipped
+    assert all(set(job.without) == {Who.OURS, Who.PLAIN, Who.ENGINE} for job in jobs if job.work is Work.STEPS)
+    assert Skipped(f"steps: {Who.OURS}, {Who.PLAIN}, {Who.ENGINE}", "no CUDA") in skipped
 
 
 @pytest.mark.parametrize(

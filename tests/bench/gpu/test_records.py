@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import records
+from bench.gpu.plan import Who
 from tests.bench.gpu.figures import a_document, step
 
 
@@ -42,6 +43,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_medians_are_of_one_step() -> None:
     """Of the rounds, per time step; nothing of what wasn't measured."""
-    one = step(8, device=10.0, host=None, steps=16)
+    one = step(8, device=10.0, steps=16)
     assert one.device == 10.0
     assert one.host is None
+    other = step(8, Who.ENGINE, device=None, host=20.0, steps=16)
+    assert (other.device, other.host) == (None, 20.0)

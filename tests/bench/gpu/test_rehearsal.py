@@ -59,8 +59,9 @@ def _check_figures(found: records.Document) -> None:
     for one in steps:
         assert one.error is not None
         assert one.error <= TOLERANCE[one.precision]
-        assert one.device > 0
-        assert (one.host is None) == (one.contestant == Who.CELL)
+        assert (one.device is not None) == (one.contestant != Who.ENGINE)
+        assert (one.host is not None) == (one.contestant in (Who.ENGINE, Who.EAGER))
+        assert min(*one.device_us, *one.host_us, 1.0) > 0
     (served,) = found.of(Served)
     assert served.steps_per_second > 0
     assert 0 < served.p50 <= served.p99
