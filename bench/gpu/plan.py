@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Self
 
+from bench.gpu.roofline import WEIGHT_BYTES
+
 
 class Work(StrEnum):
     """What a job does."""
@@ -49,7 +51,8 @@ class Job:
     outputs: int | None = None  # O of a head; None: no head
     gain: float = 1.0
     steps: tuple[int, ...] = (1,)  # T
-    batches: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = (1,)  # B, of single steps
+    chunk_batches: tuple[int, ...] = (1,)  # B, of several steps
     seconds: float = 0.02  # of each figure
     rounds: int = 2
     largest: int = 8192  # what the floors are measured at: rows of a square matrix
@@ -72,15 +75,31 @@ class Job:
                 return f"parity: hidden {self.hidden}, layers {self.layers}, {self.precision}"
             case Work.SERVED:
                 where = f" on {self.device}" if self.device else ""
-                return f"over gRPC{where}: workers {self.workers}, streams {self.streams}, {self.precision}"
+                load = f"{self.streams} streams of {self.steps_per_message} steps a message"
+                return f"over gRPC{where}: {self.workers} workers, {load}, {self.precision}"
             case _:
                 return str(self.work)
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(T, B) in order, without what an earlier try has measured."""
+        every = [(steps, batch) for steps in self.steps for batch in (self.batches, self.chunk_batches)[steps > 1]]
+        return [size for size in every if size not in self.done]
+
+    @property
     def figures(self) -> int:
         """How many records it should give, for a progress bar."""
-        sizes = len(self.steps) * len(self.batches) - len(self.done)
-        return {Work.STEPS: sizes * (len(Who) - len(self.without)), Work.PARITY: len(self.steps)}.get(self.work, 1)
+        match self.work:
+            case Work.STEPS:
+                return len(self.sizes) * (len(Who) - len(self.without))
+            case Work.RATES:
+                return 2 + len(WEIGHT_BYTES)
+            case Work.COPIES:
+                return 2 * len(self.batches)
+            case Work.PARITY:
+                return len(self.steps)
+            case Work.SERVED:
+                return 1
 
     def to_json(self) -> str:
         """As one line."""
@@ -96,8 +115,8 @@ class Job:
         return cls(**{**values, "work": Work(values["work"])})
 
 
-_SIZES = (256, 512, 1024, 2048)  # H
 BATCHES = (1, 8, 64, 1024, 8192, 4, 16, 256, 4096)  # the telling ones first
+CHUNK_BATCHES = (1, 64, 1024, 8192)
 LONG = 16  # T of a chunk
 
 
@@ -111,6 +130,7 @@ def _race(hidden: int, layers: int, precision: str) -> Job:
         precision=precision,
         steps=(1, LONG),
         batches=BATCHES,
+        chunk_batches=CHUNK_BATCHES,
     )
 
 
@@ -131,9 +151,10 @@ def full() -> list[Job]:
         for precision in ("fp32", "tf32", "fp16")
     ]
     first = [_race(1024, 1, "tf32"), _race(256, 1, "tf32"), _race(1024, 1, "fp32"), _race(1024, 1, "fp16")]
-    second = [_race(hidden, layers, "tf32") for layers in (1, 2) for hidden in (512, 2048, 1024, 256)]
+    sizes = ((512, 1), (2048, 1), (1024, 2), (256, 2), (2048, 2), (512, 2))
+    second = [_race(hidden, layers, "tf32") for hidden, layers in sizes]
     third = [
-        _race(hidden, layers, precision) for precision in ("fp32", "fp16") for layers in (1, 2) for hidden in _SIZES
+        _race(hidden, layers, precision) for precision in ("fp32", "fp16") for hidden, layers in ((256, 1), *sizes)
     ]
     served = Job(
         work=Work.SERVED,
@@ -148,22 +169,18 @@ def full() -> list[Job]:
         generators=4,
         seconds=3.0,
     )
-    load = [
-        served,
-        replace(served, workers=1),
-        replace(served, workers=8, generators=6),
-        replace(served, steps_per_message=LONG),
-        replace(served, workers=8, device="cpu", generators=6),
-    ]
+    eight = replace(served, workers=8, generators=6)
+    load = [served, replace(served, workers=1), replace(served, steps_per_message=LONG)]
     copies = Job(work=Work.COPIES, limit=20, hidden=1024, batches=(1, 64, 1024, 8192))
-    rest = [job for job in (*second, *third) if job not in first]
-    rates = Job(work=Work.RATES, limit=40)
-    return [rates, *parity[:3], first[0], load[0], *first[1:], copies, *load[1:], *parity[3:], *rest]
+    begin = [Job(work=Work.RATES, limit=40), *parity[:3], first[0], load[0], *first[1:], copies]
+    return [*begin, *load[1:], *second, eight, replace(eight, device="cpu"), *parity[3:], *third]
 
 
 def quick() -> list[Job]:
     """Through everything once in tiny sizes: a rehearsal that says whether the code runs, and nothing of speed."""
-    race = Job(work=Work.STEPS, limit=30, layers=2, steps=(1, 3), batches=(1, 5), seconds=0.001, rounds=1)
+    race = Job(
+        work=Work.STEPS, limit=30, layers=2, steps=(1, 3), batches=(1, 5), chunk_batches=(1, 5), seconds=0.001, rounds=1
+    )
     served = Job(work=Work.SERVED, limit=40, workers=2, streams=4, generators=2, seconds=0.3)
     return [
         Job(work=Work.RATES, limit=20, largest=64, seconds=0.001),

@@ -30,7 +30,7 @@ from export.runtime import Portable
 MOST_LANES, MOST_STEPS = 1024, 4096  # of a run: more than a CPU should be given
 CONNECTIONS = 16  # of each load process: the kernel deals out connections, not streams
 CHECKED_STEPS = 20
-_BEGIN = 1.2  # seconds until the load processes have started and opened their streams
+_BEGIN, _EACH = 1.0, 0.001  # seconds until the load processes have started, and for each stream that they open
 
 
 class WrongAnswersError(RuntimeError):
@@ -92,7 +92,7 @@ def _checked(job: Job, running: RunningServer, artifact: Path) -> float:
 
 def _under_load(job: Job, device: str, running: RunningServer) -> tuple[list[dict[str, Any]], float, Busy]:
     """Every load process's result over one and the same window, and what the server and the GPU did in it."""
-    at = time.perf_counter() + _BEGIN
+    at = time.perf_counter() + _BEGIN + _EACH * job.streams
     with ExitStack() as stack:
         loads = [stack.enter_context(begin(_load(job, running, number, at))) for number in range(job.generators)]
         for load in loads:

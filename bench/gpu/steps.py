@@ -33,9 +33,8 @@ Truth = Callable[[Array], Array]
 
 
 def sizes(job: Job) -> list[tuple[int, int]]:
-    """(T, B) in order, without what was measured before and what takes too long to move."""
-    every = [(steps, batch) for steps in job.steps for batch in job.batches]
-    return [size for size in every if _bytes(job, *size) <= job.most_bytes and size not in job.done]
+    """(T, B) in order, without what takes too long to move."""
+    return [size for size in job.sizes if _bytes(job, *size) <= job.most_bytes]
 
 
 def _bytes(job: Job, steps: int, batch: int) -> int:
@@ -72,11 +71,10 @@ def race(job: Job, desk: Desk) -> Iterator[Record]:
 
 def _too_large(job: Job) -> Iterator[Skipped]:
     """What `sizes` leaves out."""
-    for steps in () if job.done else job.steps:
-        batches = [str(batch) for batch in job.batches if _bytes(job, steps, batch) > job.most_bytes]
-        if batches:
-            reason = f"more than {job.most_bytes >> 20} MiB of inputs in one run"
-            yield Skipped(f"{job.name}: {steps} steps of {', '.join(batches)} lanes", reason)
+    left_out = [(steps, batch) for steps, batch in job.sizes if _bytes(job, steps, batch) > job.most_bytes]
+    if left_out and not job.done:
+        what = ", ".join(f"{steps} steps of {batch} lanes" for steps, batch in left_out)
+        yield Skipped(f"{job.name}: {what}", f"more than {job.most_bytes >> 20} MiB of inputs in one run")
 
 
 def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], Truth | None]:

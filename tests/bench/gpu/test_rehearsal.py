@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from bench.gpu import page, pictures, records
-from bench.gpu.plan import Who, quick
+from bench.gpu.plan import Who, Work, quick
 from bench.gpu.records import Copy, Launches, MatrixRate, Memory, Parity, Served, Skipped, Step
 from bench.gpu.steps import TOLERANCE, sizes
 
@@ -53,8 +53,13 @@ def _check_figures(found: records.Document) -> None:
     assert all(one.passed for one in found.of(Parity))
     steps = found.of(Step)
     asked = {
-        (job.precision, *size, str(who)) for job in quick() if job.figures > 2 for size in sizes(job) for who in Who
+        (job.precision, *size, str(who))
+        for job in quick()
+        if job.work is Work.STEPS
+        for size in sizes(job)
+        for who in Who
     }
+    assert sum(not isinstance(record, Skipped) for record in found.records) == sum(job.figures for job in quick())
     assert {(one.precision, one.steps, one.batch, str(one.contestant)) for one in steps} == asked
     for one in steps:
         assert one.error is not None

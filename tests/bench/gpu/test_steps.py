@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,14 @@ def test_after_its_time_a_race_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_too_large_or_done_is_left_out() -> None:
     """In the order of the plan."""
-    job = Job(
-        work=Work.STEPS, limit=1, hidden=1024, steps=(1, 16), batches=(8, 1024), most_bytes=4 << 20, done=((1, 8),)
-    )
+    both = (8, 1024)
+    job = Job(work=Work.STEPS, limit=1, hidden=1024, steps=(1, 16), batches=both, chunk_batches=both)
+    job = replace(job, most_bytes=4 << 20, done=((1, 8),))
     assert steps.sizes(job) == [(1, 1024), (16, 8)]
+    assert list(steps._too_large(job)) == []  # it was said at the first try
+    (said,) = steps._too_large(replace(job, done=()))
+    assert said.what.endswith(": 16 steps of 1024 lanes")
+    assert said.reason == "more than 4 MiB of inputs in one run"
 
 
 @pytest.mark.parametrize("graphs", [True, False, None])
