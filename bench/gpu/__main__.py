@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -194,6 +196,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """What measures is in a session of its own, and must be ended by us."""
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """The command line; the exit status says whether it could be measured, not whether targets are met."""
     parser = _parser()
@@ -204,6 +211,7 @@ def main() -> int:
         parser.error(f"--budget is {options.budget:g}; it must be above 0 seconds")
     if options.prepare and options.models is None:
         parser.error("--prepare needs --models DIR, where the models then stay")
+    signal.signal(signal.SIGTERM, _interrupt)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PAPER

@@ -22,6 +22,8 @@ _BUFFERS = 4  # a copied buffer is so many times the square matrix, to be well b
 def rates(job: Job, desk: Desk) -> Iterator[Memory | Launches | MatrixRate]:
     """What the floor is made of."""
     at, seconds = TorchDevice(desk.device), job.seconds * _PATIENCE
+    desk.note("waking the device", "")
+    _multiplying(at, "tf32", job.largest, seconds)  # an idle GPU's clocks are low
     desk.note("launches", "")
     yield _launches(at, seconds)
     desk.note("bandwidth", "")

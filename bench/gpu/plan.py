@@ -179,13 +179,13 @@ def full() -> list[Job]:
 def quick() -> list[Job]:
     """Through everything once in tiny sizes: a rehearsal that says whether the code runs, and nothing of speed."""
     race = Job(
-        work=Work.STEPS, limit=30, layers=2, steps=(1, 3), batches=(1, 5), chunk_batches=(1, 5), seconds=0.001, rounds=1
+        work=Work.STEPS, limit=60, layers=2, steps=(1, 3), batches=(1, 5), chunk_batches=(1, 5), seconds=0.001, rounds=1
     )
-    served = Job(work=Work.SERVED, limit=40, workers=2, streams=4, generators=2, seconds=0.3)
+    served = Job(work=Work.SERVED, limit=60, workers=2, streams=4, generators=2, seconds=0.3)
     return [
-        Job(work=Work.RATES, limit=20, largest=64, seconds=0.001),
-        *(Job(work=Work.PARITY, limit=20, precision=one, steps=(1, 70)) for one in ("fp32", "tf32", "fp16")),
+        Job(work=Work.RATES, limit=60, largest=64, seconds=0.001),
+        *(Job(work=Work.PARITY, limit=60, precision=one, steps=(1, 70)) for one in ("fp32", "tf32", "fp16")),
         *(replace(race, precision=one) for one in ("tf32", "fp16")),
-        Job(work=Work.COPIES, limit=10, batches=(1, 8), seconds=0.001),
+        Job(work=Work.COPIES, limit=60, batches=(1, 8), seconds=0.001),
         served,
     ]

@@ -40,6 +40,7 @@ class TorchDevice:
         """`work` captured into a CUDA graph; the result replays it, and doesn't wait."""
         if not self.cuda:
             return work
+        torch.cuda.set_device(self.device)  # captures are of the current one
         aside: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):

@@ -11,6 +11,7 @@ from bench.gpu import page, pictures, records
 from bench.gpu.plan import Who, Work, quick
 from bench.gpu.records import Copy, Launches, MatrixRate, Memory, Parity, Served, Skipped, Step
 from bench.gpu.steps import TOLERANCE, sizes
+from tests.waiting import wait_until
 
 
 def test_every_section_is_rehearsed(tmp_path: Path) -> None:
@@ -40,6 +41,23 @@ def test_every_section_is_rehearsed(tmp_path: Path) -> None:
         assert ET.fromstring((tmp_path / name).read_text()).tag.endswith("svg")
     assert sorted(path.name for path in (tmp_path / "models").iterdir())  # asked for, so they stay
     assert not list((tmp_path / "models").glob(".making-*"))
+
+
+def test_a_run_that_is_cut_off_leaves_what_it_found(tmp_path: Path) -> None:
+    """SIGTERM ends it and the process that measures; the file is whole."""
+    command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--quick", "--results", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+        wait_until((tmp_path / "gpu-quick.json").exists, seconds=60)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        assert children
+        running.terminate()
+        assert running.wait(30) == 130
+        assert running.stderr is not None
+        assert "what was found is in the JSON file" in running.stderr.read()
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    found = records.load(tmp_path / "gpu-quick.json")
+    assert found.records
+    assert not found.finished
 
 
 def _check_figures(found: records.Document) -> None:

@@ -47,6 +47,7 @@ class Work:
 def test_a_graph_is_warmed_up_captured_and_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three calls on a stream aside, one for the capture, none in a replay; memory of the work outlives the caller."""
     captures: list[tuple[Graph, str]] = []
+    used: list[str] = []
 
     @contextmanager
     def capture(graph: Graph, *, capture_error_mode: str) -> Iterator[None]:
@@ -64,11 +65,13 @@ def test_a_graph_is_warmed_up_captured_and_kept_alive(monkeypatch: pytest.Monkey
         "graph": capture,
         "stream": on,
         "current_stream": lambda _device: current,
+        "set_device": lambda device: used.append(str(device)),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     work = Work()
     held = weakref.ref(work)
-    replay = TorchDevice("cuda:0").graph(work)
+    replay = TorchDevice("cuda:1").graph(work)
+    assert used == ["cuda:1"]
     assert work.calls == 4
     ((graph, mode),) = captures
     assert mode == "thread_local"
