@@ -11,7 +11,7 @@ from bench.gpu.plan import Who
 from bench.gpu.records import Document, Served, Step
 from bench.gpu.targets import by_size, floor_of
 
-STEPS, SERVED = "gpu-steps.svg", "gpu-served.svg"
+SERVED = "gpu-served.svg"
 FLOOR = "floor"
 _WIDTH, _HEIGHT, _COLUMNS = 860, 300, 2
 _PAD = {"left": 56, "right": 16, "top": 30, "bottom": 40}
@@ -31,32 +31,38 @@ Point = tuple[float, float]
 Curves = Mapping[str, Sequence[Point]]
 
 
+def steps_of(precision: str) -> str:
+    """The file with that precision's curves."""
+    return f"gpu-steps-{precision}.svg"
+
+
 def pictures(found: Document) -> dict[str, str]:
     """SVG by file name; none that would be empty."""
     made = {}
-    panels = _panels(found)
-    if panels:
-        made[STEPS] = small_multiples(panels, title="One time step on the device, T = 1: µs over batch")
+    for precision in dict.fromkeys(step.precision for step in found.of(Step)):
+        panels = _panels(found, precision)
+        if panels:
+            title = f"One time step on the device in {precision}, T = 1: µs over batch"
+            made[steps_of(precision)] = small_multiples(panels, title=title)
     served = {
         f"{one.workers} workers on {one.device}, {one.streams} streams, {one.steps_per_message} a message": (
-            one.steps_per_second,
+            one.steps_per_second / 1e3,
         )
         for one in found.of(Served)
     }
     if served:
-        made[SERVED] = charts.stacked(served, ("steps per second",), title="End to end over gRPC: steps per second")
+        made[SERVED] = charts.stacked(served, ("thousand steps per second",), title="End to end over gRPC, flat out")
     return made
 
 
-def _panels(found: Document) -> dict[str, Curves]:
+def _panels(found: Document, precision: str) -> dict[str, Curves]:
     """Curves of each model that has at least two batches."""
     rates = found.rates
     by_model: dict[str, dict[str, list[Point]]] = {}
-    for all_ in by_size(sorted(found.of(Step), key=lambda step: step.size)).values():
-        one: Step = next(iter(all_.values()))
-        if one.steps != 1:
-            continue
-        curves = by_model.setdefault(f"hidden {one.hidden}, layers {one.layers}, {one.precision}", {})
+    steps = [step for step in found.of(Step) if step.precision == precision and step.steps == 1]
+    for all_ in by_size(sorted(steps, key=lambda step: (step.hidden, step.layers, step.batch))).values():
+        one = next(iter(all_.values()))
+        curves = by_model.setdefault(f"hidden {one.hidden}, layers {one.layers}", {})
         for who, step in all_.items():
             if step.device is not None:
                 curves.setdefault(who, []).append((step.batch, step.device))

@@ -29,7 +29,7 @@ def test_the_page_is_rewritten_between_its_marks_only(tmp_path: Path) -> None:
     assert "(../bench/results/gpu-x.json)" in once
     assert "It was cut off" in once
     assert once.index("### Targets") < once.index("### µs per time step")
-    assert [path.name for path in written] == [page.PAGE, pictures.STEPS, pictures.SERVED]
+    assert [path.name for path in written] == [page.PAGE, pictures.steps_of("tf32"), pictures.SERVED]
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
@@ -40,13 +40,13 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(page.NoPlaceError, match="lacks the marks"):
         page.publish(a_document(), Path("x.json"), tmp_path)
     assert (tmp_path / page.PAGE).read_text() == "# By hand\n"
-    assert (tmp_path / pictures.STEPS).exists()
+    assert (tmp_path / pictures.steps_of("tf32")).exists()
 
 
 def test_pictures_show_every_contestant_and_the_floor() -> None:
     """As curves over the batch that lie within the picture; chunks are no part of them."""
     made = pictures.pictures(a_document(step(8, device=1e6, steps=16)))
-    root = ET.fromstring(made[pictures.STEPS])
+    root = ET.fromstring(made[pictures.steps_of("tf32")])
     hints = {title.text for title in root.iter(f"{SVG}title")}
     assert {
         "ours, graphs: B 64, 13.0 µs",
@@ -60,7 +60,7 @@ def test_pictures_show_every_contestant_and_the_floor() -> None:
         assert 0 < float(circle.attrib["cx"]) < width
         assert 0 < float(circle.attrib["cy"]) < height
     bars = {title.text for title in ET.fromstring(made[pictures.SERVED]).iter(f"{SVG}title")}
-    assert "steps per second: 400000.00" in bars
+    assert "thousand steps per second: 400.00" in bars
 
 
 def test_nothing_is_drawn_of_nothing() -> None:

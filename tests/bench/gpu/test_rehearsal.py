@@ -36,7 +36,7 @@ def test_every_section_is_rehearsed(tmp_path: Path) -> None:
     assert text.startswith("# By hand\n")
     assert text.endswith("also by hand\n")
     assert "old" not in text
-    for name in (pictures.STEPS, pictures.SERVED):
+    for name in (pictures.steps_of("tf32"), pictures.steps_of("fp16"), pictures.SERVED):
         assert f"({name})" in text
         assert ET.fromstring((tmp_path / name).read_text()).tag.endswith("svg")
     assert sorted(path.name for path in (tmp_path / "models").iterdir())  # asked for, so they stay
