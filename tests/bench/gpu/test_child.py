@@ -45,11 +45,15 @@ def test_a_lost_gpu_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_process_without_a_model_says_how_to_get_it(tmp_path: Path) -> None:
-    """Where there is no torch to make it."""
+    """Where there is no torch to make it; and what libraries print doesn't come between the messages."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util as u\n"
+        "import importlib.util as u, os\n"
         "real = u.find_spec\n"
-        "u.find_spec = lambda name, *more: None if name == 'torch' else real(name, *more)\n"
+        "def find_spec(name, *more):\n"
+        "    if name != 'torch':\n"
+        "        return real(name, *more)\n"
+        "    os.write(1, b'a library says hello\\n')\n"
+        "u.find_spec = find_spec\n"
     )
     job = Job(work=Work.STEPS, limit=10, without=("torch.nn.LSTM", "compiled cell in a graph"))
     done = subprocess.run(
@@ -61,6 +65,7 @@ def test_a_process_without_a_model_says_how_to_get_it(tmp_path: Path) -> None:
         check=True,
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin"},
     )
+    assert "a library says hello" in done.stderr
     heard = [json.loads(line) for line in done.stdout.splitlines()]
     reasons = [message["record"]["reason"] for message in heard if "record" in message]
     assert reasons

@@ -7,10 +7,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
-from bench.gpu.rivals import activate
+from bench.gpu.models import module_of
+from bench.gpu.plan import Job, Work
+from bench.gpu.rivals import Cell, Reference, activate
 from bench.gpu.torch_device import TorchDevice, usable
 
 
@@ -35,7 +38,7 @@ class Graph:
         self.replays += 1
 
 
-class Work:
+class Counted:
     """Counts its calls."""
 
     calls = 0
@@ -68,7 +71,7 @@ def test_a_graph_is_warmed_up_captured_and_kept_alive(monkeypatch: pytest.Monkey
         "set_device": lambda device: used.append(str(device)),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    work = Work()
+    work = Counted()
     held = weakref.ref(work)
     replay = TorchDevice("cuda:1").graph(work)
     assert used == ["cuda:1"]
@@ -118,3 +121,16 @@ def test_the_cell_is_pytorchs_own() -> None:
         right_h, right_c = cell(x, (h, c))
         activate(x @ cell.weight_ih.T + cell.bias_ih + h @ cell.weight_hh.T + cell.bias_hh, h, c, y)
     torch.testing.assert_close((h, c, y), (right_h, right_c, right_h))
+
+
+def test_a_cell_answers_from_the_first_state_whatever_ran_before() -> None:
+    """Its capture runs it several times, and each run goes on from the last."""
+    job = Job(work=Work.STEPS, limit=1, layers=2)
+    x = np.random.default_rng(0).standard_normal((3, 2, job.features)).astype(np.float32)
+    module, at = module_of(job), TorchDevice("cpu")
+    runs = Cell(at, module, "fp32").ready(x)
+    right = Reference(at, module).answers(x)
+    assert runs.device is not None
+    for _ in range(2):
+        runs.device()
+        np.testing.assert_allclose(runs.answers(), right, atol=1e-6)
