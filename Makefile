@@ -17,7 +17,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers simulate
+.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers bench-gpu simulate
 .DELETE_ON_ERROR:
 FORCE:
 
@@ -87,6 +87,9 @@ bench-quick: | $(VENV)/.done ## a minute of it, on the screen only
 
 bench-workers: artifacts/bytelm/.exported | $(VENV)/.done ## one worker process and two, side by side under load
 	$(PY) -m bench.workers
+
+bench-gpu: | $(VENV)/.done ## eight minutes on a machine with an NVIDIA GPU: parity, µs per step beside PyTorch, end to end; docs/gpu.md
+	$(PY) -m bench.gpu --publish
 
 simulate: | $(VENV)/.done ## the batcher's policy in virtual time: who waits how long, and where it breaks
 	$(PY) -m bench.simulate
