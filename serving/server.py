@@ -25,6 +25,7 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
+from serving.one_thread import OneThread
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
@@ -51,7 +52,8 @@ class Server:
         artifacts = find_artifacts(config.model_repository)
         self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
-        self.lanes = Lanes([self._load(artifact) for artifact in artifacts])
+        thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
+        self.lanes = Lanes(thread.call(lambda: [self._load(artifact) for artifact in artifacts]))
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         add_admin_service(self._server, self.front)
         self.health = Health(self._server, self.lanes)
@@ -63,7 +65,7 @@ class Server:
                 multiplex_service.METHOD: lambda call: multiplex_service.MultiplexCall(self.front, call),
             },
         )
-        self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
+        self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock, thread=thread)
         self.loop.on_death = self.health.die
         self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
@@ -132,11 +134,12 @@ class Server:
             slice_steps=config.batching.slice_steps,
             max_run_steps=config.batching.max_run_steps,
             threads=config.threads,
+            device=config.device,
         )
         problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)
         if problem is not None:
             log.warning("serving unproved", problem=problem)
-        if engine.contract.precision in _GPU_PRECISIONS:
+        if engine.device == "cpu" and engine.contract.precision in _GPU_PRECISIONS:
             log.warning(
                 "a model for GPUs runs on the CPU: right, and no faster than in fp32",
                 model=artifact.name,
@@ -157,6 +160,8 @@ class Server:
             model=lane.name,
             version=lane.version,
             precision=engine.contract.precision,
+            device=engine.device,
+            cuda_graphs=engine.graphed,
             seconds=round(self._clock() - started, 3),
         )
         return lane
