@@ -41,11 +41,11 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 def device_number(name: str) -> int | None:
     """The number of the GPU that a device's name stands for; None for the CPU. Raises ConfigError."""
-    kind, colon, number = name.partition(":")
-    if kind == "cuda" and (not colon or (number.isascii() and number.isdecimal() and int(number) < MOST_GPUS)):
-        return int(number or 0)
-    if name == "cpu":
-        return None
+    if name in ("cpu", "cuda"):
+        return 0 if name == "cuda" else None
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and number.isascii() and number.isdecimal() and int(number) < MOST_GPUS:
+        return int(number)
     raise ConfigError(f"device {name!r}: it must be cpu, cuda or cuda:N, N below {MOST_GPUS}")
 
 

@@ -1,7 +1,7 @@
 """What a machine needs to compute on an NVIDIA GPU, and what is missing where it can't.
 
-Owns the list, and the words: each thing that is missing comes with how to get it. Looks at the machine through `Machine`
-alone, and imports nothing that could be missing.
+Owns the list, and the words: each thing that is missing comes with how to get it. Looks at the machine through
+`Machine` alone, and imports nothing that could be missing.
 """
 
 from __future__ import annotations

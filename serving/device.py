@@ -82,7 +82,7 @@ def open_session(
 ) -> Any:
     """A session on `path`. Raises ConfigError.
 
-    `graphs` lets runs be captured as CUDA graphs. `profile`, the beginning of a file's name, has every node's run noted.
+    `graphs` lets runs be captured as CUDA graphs. `profile`, the beginning of a file's name, has each node's run noted.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

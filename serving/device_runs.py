@@ -1,9 +1,9 @@
 """Runs on a device with memory of its own: the slab stays there, inputs go up in one copy, outputs come down in one.
 
 Owns the session, the slab, the device's buffers and the bindings. A single step's batch is padded to a bucket's size
-(1, 2, 4, … lanes): a lane's answer then doesn't depend on how many others there are within a bucket, and a bucket's run
-can be captured as a CUDA graph, which needs fixed shapes and addresses. Padding lanes start from row 0 and write rows of
-their own, beyond the ones that streams have. Chunks of several steps run as they are, without a graph.
+(1, 2, 4, … lanes): a lane's answer then doesn't depend on how many others there are within a bucket, and a bucket's
+run can be captured as a CUDA graph, which needs fixed shapes and addresses. Padding lanes start from row 0 and write
+rows of their own, beyond the ones that streams have. Chunks of several steps run as they are, without a graph.
 
 One thread runs all: CUDA graphs belong to the thread that captured them. The device may be the CPU, with copies to
 "its" memory and all: that is how the ordinary tests run this code.
