@@ -164,7 +164,12 @@ class Engine:
         session = open_session(
             self._path, self._place, threads=self._threads, precision=self.contract.precision, graphs=graphs
         )
-        return DeviceRuns(session, self._place, self._buffers, rows=self.rows, graphed=graphs)
+        try:
+            return DeviceRuns(session, self._place, self._buffers, rows=self.rows, graphed=graphs)
+        except (ConfigError, AssertionError):
+            raise
+        except Exception as error:  # ONNX Runtime raises types of its own making
+            raise ConfigError(f"{self._path}: its slab can't be set up on {self._place}: {error}") from error
 
     def _check_rows(self, lanes: int, steps: int, read_rows: Sequence[int], write_rows: Sequence[int]) -> None:
         # On the host and before every run: a device may clamp a bad row number in silence.

@@ -1,4 +1,4 @@
-"""What must hold on a GPU. As far as it can be, the same is asked of the CPU in its place: so these tests are tested."""
+"""What must hold on a GPU. Most of it is asked of the CPU in its place too, so that these tests are tested."""
 
 from __future__ import annotations
 

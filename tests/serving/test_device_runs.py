@@ -289,6 +289,17 @@ def test_what_a_device_has_no_memory_for_is_refused(make: MakeEngine, artifacts:
         )
 
 
+def test_a_device_that_takes_no_slab_is_refused(make: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose context is broken: a line for the operator, not a traceback."""
+
+    def broken(_self: DeviceRuns, _row: int, _values: Any) -> None:
+        raise RuntimeError("CUDA failure 700")
+
+    monkeypatch.setattr(DeviceRuns, "write", broken)
+    with pytest.raises(ConfigError, match=r"resident\.onnx: its slab can't be set up on cpu: CUDA failure 700"):
+        make(buckets=True)
+
+
 def test_a_precision_for_cpus_is_refused_on_a_gpu(
     make: MakeEngine, artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
