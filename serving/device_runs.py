@@ -168,6 +168,7 @@ class DeviceRuns:
         def run() -> None:
             up.send()
             self._session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()  # the copy that follows goes by another stream
             down.fetch()
 
         return run

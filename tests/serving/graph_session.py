@@ -64,15 +64,16 @@ class GraphSessions:
         return session
 
 
-def bake(session: GraphSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have replays see what lay on the device at capture, rows and all: what a wrong capture would do."""
+def bake(session: GraphSession, monkeypatch: pytest.MonkeyPatch, *, tensor: int) -> None:
+    """Have replays see one tensor of what went to the device as it was at capture: what a wrong capture would do."""
     kept: dict[int, Any] = {}
     send, run = Parcel.send, session.run_with_iobinding
     sent: list[Any] = []
 
     def remembering(parcel: Parcel) -> None:
         send(parcel)
-        sent[:] = [parcel._there.numpy()]  # on the CPU this is the memory itself, not a copy
+        _, begin, end = parcel._places[tensor]
+        sent[:] = [parcel._there.numpy()[begin:end]]  # on the CPU this is the memory itself, not a copy
 
     def baked(binding: Any, options: Any = None) -> None:
         graph = int(options.get_run_config_entry("gpu_graph_id"))

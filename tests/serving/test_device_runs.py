@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,6 +20,7 @@ from structlog.testing import capture_logs
 
 import cellstream
 from serving import server as server_module
+from serving.buckets import CaptureError
 from serving.config import Batching, Limits, ServerConfig
 from serving.device_runs import DeviceRuns, bucket_sizes
 from serving.engine import Engine, EngineError
@@ -26,6 +29,7 @@ from serving.server import Server
 from tests.serving.graph_session import RUNS_AT_CAPTURE, GraphSession, GraphSessions, bake
 
 F, ROWS, LANES = 5, 40, 9
+BAKED = ["bakes the rows it reads", "bakes the rows it writes", "bakes its inputs"]  # in the order they are sent in
 MakeEngine = Callable[..., Engine]
 
 
@@ -115,6 +119,17 @@ def test_padding_writes_rows_that_no_stream_has(make: MakeEngine) -> None:
     assert min(written) >= ROWS
 
 
+def test_padding_is_one_step_from_row_0_whatever_ran_before(make: MakeEngine) -> None:
+    """Nothing of a chunk's longer lengths is left, and nobody's row is read for nobody."""
+    engine = make(buckets=True)
+    engine.run([vectors(3, lane) for lane in range(8)], [3] * 8, [0] * 8, list(range(1, 9)))
+    engine.run([vectors(1, lane) for lane in range(8)], [1] * 8, list(range(1, 9)), list(range(11, 19)))
+    engine.run([vectors(3, lane) for lane in range(8)], [3] * 8, list(range(11, 19)), list(range(1, 9)))
+    engine.run([vectors(1, lane) for lane in range(5)], [1] * 5, [1, 2, 3, 4, 5], [11, 12, 13, 14, 15])
+    assert engine._read_rows[:8].tolist() == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert engine._lengths[:8].tolist() == [1] * 8
+
+
 def test_a_failed_runs_inputs_pad_nobody(make: MakeEngine) -> None:
     """A token that can't be looked up fails its run, and doesn't come back as another run's padding."""
     engine = make("tokens", buckets=True)
@@ -178,28 +193,49 @@ def test_a_model_that_can_not_be_captured_runs_without_graphs(make: MakeEngine, 
     assert engine.run(inputs, [1] * 3, [0] * 3, [1, 2, 3]) == make().run(inputs, [1] * 3, [0] * 3, [1, 2, 3])
 
 
-@pytest.mark.parametrize("fault", ["raises at the largest", "raises at the smallest", "bakes its inputs"])
+@pytest.mark.parametrize("fault", ["raises at the largest", "raises at the smallest", *BAKED])
 def test_a_capture_that_goes_wrong_is_not_used(
     make: MakeEngine, sessions: GraphSessions, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """An error at capture, or a replay that gives other bytes, and the model runs without graphs, on a new session."""
 
     def prepare(session: GraphSession) -> None:
-        if fault == "bakes its inputs":
-            bake(session, monkeypatch)
+        if fault in BAKED:
+            bake(session, monkeypatch, tensor=BAKED.index(fault))
         else:
             session.fail = lambda graph: graph == (9 if "largest" in fault else 1)
 
     sessions.prepare = prepare
     with capture_logs() as logs:
         engine = make(graphs=True)
-    expected = "a batch of 9 gives other bytes" if "bakes" in fault else "can't be captured: CUDA error 900"
+    expected = "a batch of 9 gives other bytes" if fault in BAKED else "can't be captured: CUDA error 900"
     assert [expected in entry["reason"] for entry in logs] == [True]
     assert not engine.graphed
     assert len(sessions.opened) == 3
     engine.run([vectors(1, 1)], [1], [0], [1])
     assert sessions.opened[2].plain == 1
     assert slab(engine)[:1] == slab(make())[:1]
+
+
+def test_a_failed_captures_slab_is_gone_before_there_is_another(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may have no room for two."""
+    made: list[weakref.ref[DeviceRuns]] = []
+
+    def capture(runs: DeviceRuns, _buffers: Any) -> None:
+        made.append(weakref.ref(runs))
+        runs.prepared(3, 1)()
+        raise CaptureError("told to")
+
+    monkeypatch.setattr("serving.engine.capture", capture)
+    gc.disable()
+    try:
+        engine = make(graphs=True)
+    finally:
+        gc.enable()
+    assert not engine.graphed
+    assert [run() for run in made] == [None]
 
 
 def test_a_replay_that_fails_changes_nothing(make: MakeEngine, sessions: GraphSessions) -> None:
