@@ -40,13 +40,13 @@ class Parcel:
     def __init__(self, memory: Memory, address: int, parts: Parts, staging: npt.NDArray[np.uint8] | None) -> None:
         """Begin at `address`; to send, all gather in `staging` first."""
         self.tensors: list[tuple[str, npt.DTypeLike, list[int], int]] = []  # name, dtype, shape, address
-        self._places: list[tuple[npt.NDArray[Any], int, int]] = []
+        self._places: list[tuple[npt.NDArray[np.uint8], int, int]] = []
         end = 0
         for name, values, shape in parts:
             begin = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = begin + values.nbytes
             self.tensors.append((name, values.dtype, shape, address + begin))
-            self._places.append((values, begin, end))
+            self._places.append((values.view(np.uint8), begin, end))
         self._there = memory.view(address, [end], np.uint8)
         self._here = None if staging is None else staging[:end]
 
@@ -55,14 +55,14 @@ class Parcel:
         staging = self._here
         assert staging is not None, "a parcel to fetch is sent"
         for values, begin, end in self._places:
-            staging[begin:end] = values.view(np.uint8)
+            staging[begin:end] = values
         self._there.update_inplace(staging)
 
     def fetch(self) -> None:
         """Copy all from the device."""
         data = self._there.numpy()
         for values, begin, end in self._places:
-            values.view(np.uint8)[:] = data[begin:end]
+            values[:] = data[begin:end]
 
 
 def _room(tensors: Iterable[npt.NDArray[Any]]) -> int:
