@@ -70,7 +70,7 @@ parity-full: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)
 	$(PY) -m export prove artifacts/$(NAME)
 	$(PY) -m bench.parity_suite --trained artifacts/$(NAME) --full
 
-serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=…: serve everything under artifacts/
+serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=… DEVICE=cpu|cuda|cuda:N: serve everything under artifacts/
 	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE) --workers $(WORKERS)
 
 stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in another terminal)
