@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from bench.gpu.plan import Job, Work
 from bench.gpu.records import Record, Skipped, Step, from_plain
+from serving.config import CUDA_ENVIRONMENT
 
 GRACE = 10.0  # seconds beyond its limit that a job gets to come to its end
 _LEAST = 2.0  # seconds: with less left no job is begun
@@ -147,6 +148,7 @@ class Children:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**CUDA_ENVIRONMENT, **os.environ},  # as the server's own process has it
             start_new_session=True,  # so that its servers and load processes can be ended with it
         )
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
