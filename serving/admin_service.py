@@ -18,7 +18,7 @@ from serving.errand import Post, on_loop
 from serving.errors import InvalidInput
 from serving.front import SERVICE, Front
 from serving.lane import Lane
-from serving.sequences import Key
+from serving.live_sequence import Key
 from serving.unary import unary
 
 log = structlog.get_logger(__name__)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from serving.lane import Lane
+from serving.live_sequence import Answer
 from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
-from serving.sequences import Answer
 from serving.single_steps import varint
 
 _RAW = b"\x32"  # field 6 of ModelInferResponse, bytes

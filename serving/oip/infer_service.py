@@ -19,10 +19,10 @@ from grpc import StatusCode
 from serving.errors import InvalidInput, Refusal, ShuttingDown
 from serving.front import Front
 from serving.lane import Lane
+from serving.live_sequence import Answer, LiveSequence
 from serving.oip.answers import Form, error_response
 from serving.oip.requests import Parsed, find_lane, parse, wants_final
 from serving.oip.v1 import inference_pb2 as pb
-from serving.sequences import Answer, LiveSequence
 from serving.single_steps import varint
 from serving.status import code_of, trailing
 from serving.streams import Phase

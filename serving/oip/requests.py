@@ -13,10 +13,10 @@ from serving.config import LONGEST_IDLE
 from serving.errors import InvalidInput, TooLarge, UnknownModel, Unsupported
 from serving.front import MAX_NAME, Front
 from serving.lane import Lane
+from serving.live_sequence import Ask, Key
 from serving.oip.answers import STEP, Form
 from serving.oip.tensors import Tensor, check_state, contents, refuse_shared_memory, steps_of
 from serving.oip.v1 import inference_pb2 as pb
-from serving.sequences import Ask, Key
 
 ENABLE_FINAL = "triton_enable_empty_final_response"
 _READ, _SET, _FORK = "cellstream_read_state", "cellstream_set_state", "cellstream_fork_of"

@@ -26,13 +26,14 @@ from serving.errors import (
     Unavailable,
     WrongPhase,
 )
-from serving.sequences import Key, LiveSequence
+from serving.live_sequence import Key, LiveSequence
 from serving.streams import Run
 from tests.serving.test_sequences import MUST_START, Reply, Rig
-from tests.serving.test_streams import LIMITS, settle
+from tests.serving.test_streams import LIMITS
 
 GRACE = 5.0
 KEYS: list[Key] = [5, "5", 6, "x", -1, "y"]
+BAD = float("inf")  # an input that can't be computed; unlike NaN it equals itself
 OWNERS = ["stream", "other stream", "unary"]
 
 
@@ -47,6 +48,7 @@ class Entry:
     state: float
     replies: list[Reply]
     repeats: list[Reply] = field(default_factory=list)
+    bad: bool = False  # a step that can't be computed, and is refused when its turn comes
     refused: type[Refusal] | None = None
 
     @property
@@ -189,14 +191,14 @@ class SequencesMachine(RuleBasedStateMachine):
         life.owner, life.touched, life.vanished = owner, self.rig.now, None
 
     def note(self, life: Life, values: tuple[float, ...], asked: dict[str, Any], reply: Reply) -> None:
-        first_step, sums = life.steps + 1, []
-        for value in values:
+        first_step, sums, bad = life.steps + 1, [], values == (BAD,)
+        for value in values if not bad else ():
             life.total += value
             sums.append(life.total)
         life.steps += len(values)
         must_wait = bool(values) or life.waiting
         assert reply.told != must_wait, "a request without a step is answered when all before it are"
-        life.entries.append(Entry(values, asked, first_step, sums, life.total, [reply]))
+        life.entries.append(Entry(values, asked, first_step, sums, life.total, [reply], bad=bad))
 
     def leave(self, key: Key, kind: type[NoSequence], last: Life | None = None) -> Life:
         life = self.live.pop(key)
@@ -288,9 +290,21 @@ class SequencesMachine(RuleBasedStateMachine):
             key, entry = data.draw(st.sampled_from(known))
             self.request(key, entry.values, owner, **entry.asked)
 
-    @rule(key=keys, start=st.booleans())
-    def not_a_number(self, key: Key, start: bool) -> None:
-        self.rig.refused(InvalidInput, key, float("nan"), text="nan in the step", **({"start": True} if start else {}))
+    @rule(key=keys, flag=st.sampled_from(["start", "end"]))
+    def not_a_number(self, key: Key, flag: str) -> None:
+        self.rig.refused(InvalidInput, key, BAD, text="inf in the step", **{flag: True})
+        self.rig.refused(InvalidInput, key, 1.0, BAD, text="inf in the step")
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), owner=owners, short=st.booleans(), read=st.booleans())
+    def not_a_number_in_its_turn(self, data: st.DataObject, owner: str, short: bool, read: bool) -> None:
+        key = data.draw(st.sampled_from(list(self.live)))
+        if self.expected_of_steps((BAD,)):
+            return
+        asked = {"read_state": True} if read and not short else {}
+        reply = self.rig.push(key, BAD, owner) if short else self.rig.ask(key, BAD, owner=owner, **asked)
+        self.touch(self.live[key], owner)
+        self.note(self.live[key], (BAD,), asked, reply)
 
     @rule(owner=owners, cut_off=st.booleans())
     def abandon(self, owner: str, cut_off: bool) -> None:
@@ -338,7 +352,7 @@ class SequencesMachine(RuleBasedStateMachine):
     def settle_run(self) -> None:
         run, self.run = self.run, None
         if run is not None:
-            settle(self.rig.streams, run, self.rig.slab)
+            self.rig.settle(run)
 
     @precondition(lambda self: self.run is not None)
     @rule()
@@ -390,6 +404,9 @@ class SequencesMachine(RuleBasedStateMachine):
     def see(self, entry: Entry, reply: Reply) -> None:
         if entry.refused is not None:
             assert type(reply.refusal) is entry.refused
+        elif entry.bad:
+            assert reply.answer is None
+            assert type(reply.refusal) in (InvalidInput, type(None))
         elif reply.answer is not None:
             assert (reply.answer.first_step, reply.answer.steps) == (entry.first_step, len(entry.values))
             assert reply.sums == entry.sums

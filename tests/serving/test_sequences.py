@@ -29,7 +29,9 @@ from serving.errors import (
     WrongPhase,
 )
 from serving.inputs import InputCheck
-from serving.sequences import REMEMBERED, Answer, Ask, Key, LiveSequence, Sequences
+from serving.live_sequence import Answer, Ask, Key, LiveSequence
+from serving.sequences import REMEMBERED, Sequences
+from serving.streams import Run
 from tests.serving.test_streams import CONTRACT, LIMITS, Slab, make_streams, pack, settle, unpack
 
 MUST_START = "inference request for sequence {} to model 'sum' must specify the START flag on the first request of the"
@@ -116,11 +118,17 @@ class Rig:
     def compute(self) -> None:
         """Run until nothing waits."""
         while (run := self.streams.take()) is not None:
-            slices = run.batch.slices
-            faults = self.inputs.faults([one.first_step for one in slices], [one.chunk.inputs for one in slices])
-            self.streams.refuse(run.of(faults), list(faults.values()))
-            settle(self.streams, run.of(lane for lane in range(len(run)) if lane not in faults), self.slab)
+            self.settle(run)
         self.check()
+
+    def settle(self, run: Run) -> None:
+        """Compute one run, but for single steps that can't be."""
+        faults: dict[int, InvalidInput] = {}
+        if run.batch.steps == 1:
+            chunks = [piece.chunk for piece in run.batch.slices]
+            faults = self.inputs.faults([one.first_step for one in chunks], [one.inputs for one in chunks])
+        self.streams.refuse(run.of(faults), list(faults.values()))
+        settle(self.streams, run.of(lane for lane in range(len(run)) if lane not in faults), self.slab)
 
     def expire(self, now: float) -> None:
         """Let time pass."""

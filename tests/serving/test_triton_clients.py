@@ -266,7 +266,7 @@ def test_priority_and_timeout_are_taken(triton: Server) -> None:
 
 
 def test_both_definitions_of_the_protocol_in_one_process(triton: Server, lstm: torch.nn.LSTM) -> None:
-    """tritonclient's messages with typed contents, over plain gRPC, beside ours: the same answer as raw bytes."""
+    """Tritonclient's messages with typed contents, over plain gRPC, beside ours: the same answer as raw bytes."""
     from serving.oip.v1 import inference_pb2  # noqa: PLC0415
 
     assert inference_pb2.ModelInferRequest.DESCRIPTOR.full_name != service_pb2.ModelInferRequest.DESCRIPTOR.full_name

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.live_sequence import Answer
 from serving.oip.answers import Form, error_response
 from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
-from serving.sequences import Answer
 from tests.serving.oip.calls import House
 from tests.serving.test_streams import pack
 
