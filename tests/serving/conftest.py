@@ -1,4 +1,4 @@
-"""What the tests of Triton's clients talk to: a plain torch.nn.LSTM, exported by the command line, and an awkward graph."""
+"""What the tests of Triton's clients talk to: a plain torch.nn.LSTM, exported as users do it, and an awkward graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serving.config import Batching, Limits, ServerConfig
 from serving.server import Server
 from tests import wrapped
 
-# Sorted by name, the states' inputs are a, b and their outputs y_out, z_out: paired so, each would get the other's value.
+# Sorted by name, the inputs are a, b and the outputs y_out, z_out: paired so, each state would get the other's value.
 CROSSED = """
 <ir_version: 8, opset_import: ["" : 17]>
 crossed (float[n,3] x, float[n,3] a, float[n,3] b) => (float[n,3] y, float[n,3] z_out, float[n,3] y_out)
@@ -30,6 +30,7 @@ crossed (float[n,3] x, float[n,3] a, float[n,3] b) => (float[n,3] y, float[n,3] 
 def lstm() -> torch.nn.LSTM:
     """What the model "lstm" was exported from."""
     torch.manual_seed(3)
+    torch.set_num_threads(1)  # for models as small as these a second thread only waits
     return torch.nn.LSTM(5, 6, 2, batch_first=True)
 
 
