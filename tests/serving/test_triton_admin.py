@@ -134,7 +134,7 @@ def test_what_is_not_offered_says_so(client: Any, call: str, arguments: tuple[An
 
 def test_loading_and_unloading(models: Path, lstm: torch.nn.LSTM) -> None:
     """An unloaded model's sequences are told; other models go on; loaded again it begins anew."""
-    server = Server(ServerConfig(models, "127.0.0.1:0", grace=0.2, model_control=True))
+    server = Server(ServerConfig(models, "127.0.0.1:0", grace=0.2, model_control=True, allow_unproved=True))
     server.start()
     try:
         with connect(server) as client:

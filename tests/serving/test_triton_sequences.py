@@ -57,7 +57,8 @@ class Own:
     def __init__(self, models: Path, *, max_streams: int = 4, **config: Any) -> None:
         self.clock = Jumping()
         limits = Limits(max_streams=max_streams)
-        self.server = Server(ServerConfig(models, "127.0.0.1:0", grace=0.2, limits=limits, **config), clock=self.clock)
+        asked = ServerConfig(models, "127.0.0.1:0", grace=0.2, limits=limits, allow_unproved=True, **config)
+        self.server = Server(asked, clock=self.clock)
         self.server.start()
         self.lane = self.server.front.find("lstm", 0)
 
@@ -278,7 +279,8 @@ def test_each_end_has_an_error_of_its_own(own: Own) -> None:
             assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
             with grpc.insecure_channel(own.server.address) as channel, pytest.raises(grpc.RpcError) as plain:
                 raw_infer(channel)(request(key), timeout=SECONDS)
-            assert ("cellstream-reason", reason) in tuple(map(tuple, plain.value.trailing_metadata() or ()))
+            trailing: Any = plain.value.trailing_metadata()
+            assert ("cellstream-reason", reason) in trailing
 
 
 def test_a_restart_is_counted(own: Own, lstm: torch.nn.LSTM) -> None:
@@ -368,7 +370,7 @@ def test_a_state_that_does_not_fit_is_refused(own: Own) -> None:
 
 def test_sigterm_tells_every_stream(models: Path) -> None:
     """A stream without a live sequence is ended at once, one with lives until its END, one that stays is cut off."""
-    with started("--model-repository", str(models), "--grace", "1") as (process, address):
+    with started("--model-repository", str(models), "--grace", "1", "--allow-unproved") as (process, address):
         with streaming(address) as bare, streaming(address) as ending, streaming(address) as staying:
             for stream, key in ((ending, 1), (staying, 2)):
                 stream.send(given(1)[0], key, sequence_start=True)

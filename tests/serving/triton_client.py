@@ -116,7 +116,7 @@ def request(key: int | str, *, start: bool = False, end: bool = False) -> Any:
 
 
 def check(found: Array, lstm: torch.nn.LSTM, x: Array, *, after: int = 0) -> None:
-    """Assert that `found` is what PyTorch says to x [T, F] after its first `after` steps, and as near the truth as that.
+    """Assert that `found` is what PyTorch says to x [T, F] after its first `after` steps, as near the truth as it is.
 
     The truth is PyTorch in float64.
     """
