@@ -125,12 +125,12 @@ class Lane:
             self._begin(run)
 
     def _begin(self, run: Run) -> None:
-        """Carry out a run, but for the lanes whose one step holds what no step may: those end, and the others go on."""
+        """Carry out a run, but for the lanes whose one step holds what no step may: those are refused."""
         inputs = self._inputs(run)
         if run.batch.steps == 1:
             faults = self.check.faults([piece.first_step for piece in run.batch.slices], inputs)
             if faults:
-                self.streams.fail(run.of(faults), list(faults.values()))
+                self.streams.refuse(run.of(faults), list(faults.values()))
                 sound = [lane for lane in range(len(run)) if lane not in faults]
                 if not sound:
                     return

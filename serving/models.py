@@ -15,6 +15,7 @@ import structlog
 
 from serving.errand import Post, on_loop
 from serving.errors import ConfigError, InvalidInput, Unavailable, UnknownModel, Unsupported
+from serving.front import check_name
 from serving.lane import Lane, Lanes
 from serving.repository import Artifact, find_artifacts
 
@@ -67,8 +68,11 @@ class Models:
         return [entries[key] for key in sorted(entries)]
 
     def load(self, name: str) -> None:
-        """Serve every version of a model that the repository has. Raises UnknownModel, InvalidInput or Unsupported."""
-        self._check_allowed()
+        """Serve every version of a model that the repository has.
+
+        Raises UnknownModel, InvalidInput, TooLarge or Unsupported.
+        """
+        self._check(name)
         with self._lock:
             artifacts = [artifact for artifact in self._artifacts() if artifact.name == name]
             if not artifacts:
@@ -79,8 +83,8 @@ class Models:
                     self._add(artifact)
 
     def unload(self, name: str) -> None:
-        """Let go of every version of a model, and end what is open. Raises UnknownModel or Unsupported."""
-        self._check_allowed()
+        """Let go of every version of a model, and end what is open. Raises UnknownModel, TooLarge or Unsupported."""
+        self._check(name)
         with self._lock:
             lanes = [lane for lane in self._lanes if lane.name == name]
             if not lanes:
@@ -118,7 +122,8 @@ class Models:
         except ConfigError:
             return []
 
-    def _check_allowed(self) -> None:
+    def _check(self, name: str) -> None:
+        check_name("model name", name)
         if not self._allowed:
             raise Unsupported(
                 "explicit model load / unload is not allowed; start the server with --model-control explicit"

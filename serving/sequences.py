@@ -172,6 +172,13 @@ class LiveSequence:
             pending.outputs = [b"".join(parts) for parts in zip(*pending.parts, strict=True)]
         self._complete()
 
+    def on_refused(self, refusal: Refusal) -> None:
+        """The first request's only step can't be computed for its values; the sequence goes on without it."""
+        for reply in self._pending.popleft().replies:
+            reply.on_refusal(refusal)
+        if self._pending and not self._pending[0].ask.steps:
+            self._complete()
+
     def on_end(self, refusal: Refusal | None) -> None:
         """The stream has ended: everything is answered, or it can't go on."""
         if refusal is not None:
@@ -279,8 +286,10 @@ class Sequences:
     def push(
         self, live: LiveSequence, inputs: tuple[bytes | memoryview, ...], reply: Reply, *, owner: Hashable, now: float
     ) -> None:
-        """Take the next single step of a sequence that is live; its sizes are known to fit. Raises as ask() does."""
-        self._check.values(live.stream.accepted_step + 1, inputs)
+        """Take the next single step of a sequence that is live; its sizes are known to fit, its values aren't.
+
+        Raises as ask() does, but for values, which are looked at when the step's turn comes.
+        """
         self._streams.push_next(live.stream, 1, inputs, now)
         live.touched = now
         if live.owner is not owner or live.vanished is not None:
@@ -377,6 +386,7 @@ class Sequences:
         live = LiveSequence(self, ask.key, self.idle_seconds)
         place = None if old is None or old.waiting else old.stream  # a restart takes the place it had
         live.stream = self._streams.open(str(live.key), live, instead_of=place)
+        live.stream.on_refused = live.on_refused
         try:
             if source is not None:
                 self._streams.fork(live.stream, source.stream)

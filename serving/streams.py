@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from serving.batcher import Batch, Batcher, Chunk
@@ -59,7 +59,7 @@ class Sink(Protocol):
 class Stream:
     """One stream: its state's row, and how far it has come."""
 
-    __slots__ = ("accepted_step", "answered_step", "name", "phase", "row", "sink")
+    __slots__ = ("accepted_step", "answered_step", "name", "on_refused", "phase", "row", "sink")
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name
@@ -68,6 +68,8 @@ class Stream:
         self.row = INITIAL
         self.accepted_step = 0  # the last step that has arrived
         self.answered_step = 0  # the last step that is computed
+        # Told of a step that can't be computed for its values; the stream then goes on. None: it ends.
+        self.on_refused: Callable[[Refusal], None] | None = None
 
 
 class Run:
@@ -262,6 +264,27 @@ class Streams:
                 stream.row = INITIAL
             else:
                 self._fail(stream, refusal)
+
+    def refuse(self, run: Run, refusals: Sequence[Refusal]) -> None:
+        """The values of these single steps are at fault: their streams end, each with its refusal, or skip the step."""
+        skips = [lane for lane, piece in enumerate(run.batch.slices) if piece.stream.on_refused is not None]
+        ends = [lane for lane in range(len(run)) if lane not in skips]
+        self.fail(run.of(ends), [refusals[lane] for lane in ends])
+        skipping = run.of(skips)
+        self.batcher.finish(skipping.batch)
+        self.rows.release(skipping.write_rows)
+        for piece, lane in zip(skipping.batch.slices, skips, strict=True):
+            stream = piece.stream
+            self._running.discard(stream)
+            if stream.phase is Phase.ENDED:
+                self.rows.release((stream.row,))
+                stream.row = INITIAL
+                continue
+            stream.answered_step += piece.steps
+            assert stream.on_refused is not None
+            stream.on_refused(refusals[lane])
+            if stream.phase is Phase.FINISHING:
+                self._end_if_drained(stream)
 
     def check(self) -> None:
         """Assert that the books balance."""

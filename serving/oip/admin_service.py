@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict
 
 from model.triton_config import PLATFORM, model_config
 from serving.errors import Refusal, Unsupported
-from serving.front import Front
+from serving.front import MAX_NAME, Front
 from serving.lane import Lane
 from serving.models import Models
 from serving.oip.infer_service import SERVICE
@@ -121,9 +121,9 @@ class OpenInferenceAdmin:
         """Serve what the repository has of a model."""
         _check_repository(request.repository_name)
         if request.parameters:
+            name, unknown = request.model_name[:MAX_NAME], min(request.parameters)[:MAX_NAME]
             raise Unsupported(
-                f"failed to load '{request.model_name}': load parameter '{min(request.parameters)}' isn't offered; a "
-                "model is what its artifact says"
+                f"failed to load '{name}': load parameter '{unknown}' isn't offered; a model is what its artifact says"
             )
         self._models.load(request.model_name)
         return pb.RepositoryModelLoadResponse()
@@ -133,7 +133,7 @@ class OpenInferenceAdmin:
         _check_repository(request.repository_name)
         unknown = set(request.parameters) - {"unload_dependents"}  # no model depends on another here
         if unknown:
-            raise Unsupported(f"unload parameter '{min(unknown)}' isn't offered")
+            raise Unsupported(f"unload parameter '{min(unknown)[:MAX_NAME]}' isn't offered")
         self._models.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 

@@ -6,7 +6,7 @@ once for all requests that ask alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.lane import Lane
 from serving.oip.tensors import datatype
@@ -15,7 +15,9 @@ from serving.sequences import Answer
 from serving.single_steps import varint
 
 _RAW = b"\x32"  # field 6 of ModelInferResponse, bytes
+_ID = b"\x1a"  # field 3 of it, a string
 _INFER_RESPONSE = b"\x12"  # field 2 of ModelStreamInferResponse, a message
+_MOST_HEADS = 64
 FINAL = "triton_final_response"
 STEP, REPEATED = "cellstream_step", "cellstream_repeated"
 
@@ -25,52 +27,51 @@ class Form:
     """How to answer one request."""
 
     lane: Lane
-    request_id: str
     wanted: tuple[int, ...]  # places of the model's outputs
-    timed: bool  # tensors have a time axis
+    axes: int  # before a step's own: 2 are [1, T], 1 is [1], and 0 none
     streamed: bool  # in the frame of ModelStreamInfer
     final: bool = False  # say that each answer is the last one to its request
     numbered: bool = False  # say which step it begins with
-    _single: tuple[bytes, bytes] | None = None
+    _heads: dict[int, bytes] = field(default_factory=dict)  # of single steps' answers, up to the id, by the id's length
+    _middle: bytes = b""  # of a single step's answer, from behind the id to the first tensor's bytes
 
-    def encode(self, answer: Answer) -> bytes:
-        """The answer's bytes."""
+    def encode(self, answer: Answer, request_id: bytes) -> bytes:
+        """The answer's bytes, to the request of this id (in UTF-8)."""
         wanted = self.wanted
-        if answer.steps == 1 and answer.state is None and not self.numbered:
-            if self._single is None:
-                self._single = self._prepare(answer)
-            head, joint = self._single
-            if len(wanted) == 1:
-                return head + joint + answer.outputs[wanted[0]]
-        else:
-            head = self._head(answer)
+        if answer.steps == 1 and answer.state is None and not self.numbered and len(wanted) == 1:
+            head = self._heads.get(len(request_id)) or self._prepare(answer, len(request_id))
+            return head + request_id + self._middle + answer.outputs[wanted[0]]
         outputs = [answer.outputs[place] for place in wanted] if answer.steps else []
         tensors = [*outputs, *(answer.state or ())]
         body = b"".join([part for data in tensors for part in (_RAW, varint(len(data)), data)])
-        if answer.steps == 1 and answer.state is None and not self.numbered:
-            return head + body
-        return self._framed(head, len(body)) + body
+        rest = self._described(answer) + body
+        return self._framed(len(request_id), len(rest)) + request_id + rest
 
-    def _prepare(self, answer: Answer) -> tuple[bytes, bytes]:
-        """Everything before the tensors of a single step's answer, which always have the same size."""
-        sizes = [len(answer.outputs[place]) for place in self.wanted]
-        joints = [_RAW + varint(size) for size in sizes]
-        total = sum(sizes) + sum(map(len, joints))
-        return self._framed(self._head(answer), total), joints[0] if joints else b""
+    def _prepare(self, answer: Answer, id_size: int) -> bytes:
+        """What stands before the id in a single step's answer, whose only tensor always has the same size."""
+        (place,) = self.wanted
+        size = len(answer.outputs[place])
+        if not self._middle:
+            self._middle = self._described(answer) + _RAW + varint(size)
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        head = self._heads[id_size] = self._framed(id_size, len(self._middle) + size)
+        return head
 
-    def _framed(self, head: bytes, more: int) -> bytes:
-        return _INFER_RESPONSE + varint(len(head) + more) + head if self.streamed else head
+    def _framed(self, id_size: int, more: int) -> bytes:
+        """A ModelInferResponse's bytes up to its id, `more` bytes of which come behind that."""
+        names = pb.ModelInferResponse(model_name=self.lane.name, model_version=str(self.lane.version))
+        head = names.SerializeToString() + (_ID + varint(id_size) if id_size else b"")
+        return _INFER_RESPONSE + varint(len(head) + id_size + more) + head if self.streamed else head
 
-    def _head(self, answer: Answer) -> bytes:
-        """A ModelInferResponse without its tensors' bytes, which are its last field."""
+    def _described(self, answer: Answer) -> bytes:
+        """What stands between a ModelInferResponse's id and its tensors' bytes, which are its last field."""
         contract = self.lane.contract
-        response = pb.ModelInferResponse(
-            model_name=self.lane.name, model_version=str(self.lane.version), id=self.request_id
-        )
+        response = pb.ModelInferResponse()
         if answer.steps:
             for place in self.wanted:
                 spec = contract.outputs[place]
-                shape = [1, answer.steps, *spec.shape] if self.timed else [1, *spec.shape]
+                shape = [*(1, answer.steps)[: self.axes], *spec.shape]
                 response.outputs.add(name=spec.name, datatype=datatype(spec.dtype), shape=shape)
         if answer.state is not None:
             for state in contract.states:

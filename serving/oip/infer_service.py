@@ -34,6 +34,9 @@ STREAM_INFER = f"/{SERVICE}/ModelStreamInfer"
 _END_BY_STATUS = ("triton_grpc_error", "true")  # metadata: a request that fails ends the stream
 
 _RAW = b"\x3a"  # field 7 of ModelInferRequest, bytes
+_NAMES = (0x0A, 0x12)  # fields 1 and 2 of it: the model's name and version
+_ID, _ID_HEAD = 0x1A, 2  # field 3, and the bytes of it before the id
+_LONG = 128  # of what is so long, the length has more than one byte
 _LONGEST_HEAD = 1024  # bytes of a request before its tensors, of those that are kept
 
 
@@ -68,7 +71,7 @@ class Ticket:
         self._caller = caller
         self.lane: Lane | None = None  # until it's known
         self.form: Form | None = None  # until it's understood
-        self.request_id = ""
+        self.request_id = b""
         self.final = False
         self.steps = 0
         self.data: bytes | None = None  # the answer, while an earlier request's has to go first
@@ -77,7 +80,7 @@ class Ticket:
     def on_answer(self, answer: Answer) -> None:
         """It's computed."""
         assert self.form is not None
-        self._caller.complete(self, self.form.encode(answer))
+        self._caller.complete(self, self.form.encode(answer, self.request_id))
 
     def on_refusal(self, refusal: Refusal) -> None:
         """It can't be computed."""
@@ -96,23 +99,27 @@ class Desk:
         """Take one request; its answer goes to `ticket`. Raises the Refusal to answer."""
         front = self.front
         front.stats.messages_in += 1
+        id_begin, id_end = _id_span(data)
+        rest = data[:id_begin] + data[id_end:] if id_end else data
         for tail in self._tails:
-            plan = self._plans.get(data[:-tail])
-            if plan is not None and plan.form.streamed is streamed and self._follow(plan, data, ticket, caller):
-                return
+            plan = self._plans.get(rest[:-tail])
+            if plan is not None and plan.form.streamed is streamed:
+                ticket.request_id = data[id_begin + _ID_HEAD : id_end]
+                if self._follow(plan, data, ticket, caller):
+                    return
         front.check_size(data)
         try:
             request = pb.ModelInferRequest.FromString(data)
         except DecodeError:
             raise InvalidInput("the message isn't an inference.ModelInferRequest") from None
-        ticket.request_id = request.id
+        ticket.request_id = request.id.encode()
         ticket.final = streamed and wants_final(request.parameters)
         lane = ticket.lane = find_lane(front, request.model_name, request.model_version)
         parsed = parse(lane, request, streamed=streamed)
         ticket.form, ticket.steps = parsed.form, parsed.ask.steps
         live = lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
         if live is not None:
-            self._plan(data, request, parsed, live)
+            self._plan(data, rest, request, parsed, live)
 
     def forget(self) -> None:
         """Let go of what is known of sequences' requests: a model is being unloaded."""
@@ -142,17 +149,22 @@ class Desk:
         form.lane.sequences.push(live, inputs, ticket, owner=caller, now=self.front.clock())
         return True
 
-    def _plan(self, data: bytes, request: pb.ModelInferRequest, parsed: Parsed, live: LiveSequence) -> None:
-        """Note how the sequence's next requests will begin, if this one is of the usual kind."""
+    def _plan(
+        self, data: bytes, rest: bytes, request: pb.ModelInferRequest, parsed: Parsed, live: LiveSequence
+    ) -> None:
+        """Note how the sequence's next requests will begin, if this one is of the usual kind; `rest` is without id."""
         ask, form = parsed.ask, parsed.form
         usual = ask.steps == 1 and not (ask.start or ask.end or ask.read_state or ask.idle_seconds is not None)
-        if not usual or form.numbered or request.id or not request.raw_input_contents:
+        if not usual or form.numbered or not request.raw_input_contents:
             return
         if [tensor.name for tensor in request.inputs] != [spec.name for spec in form.lane.contract.inputs]:
             return
         joints = [_RAW + varint(len(raw)) for raw in request.raw_input_contents]
         tail = b"".join([part for pair in zip(joints, request.raw_input_contents, strict=True) for part in pair])
         head = data[: len(data) - len(tail)]
+        begin, end = _id_span(data)
+        if data[begin + _ID_HEAD : end] != request.id.encode():
+            return  # it stands somewhere else
         if len(head) > _LONGEST_HEAD or not data.endswith(tail) or not _has_no_tensor(head):
             return
         cuts, end = [], 0
@@ -165,7 +177,21 @@ class Desk:
             self._plans.clear()
             self._tails.clear()
         self._tails.add(size)
-        self._plans[data[:-size]] = _Plan(live, form, joints, cuts)
+        self._plans[rest[:-size]] = _Plan(live, form, joints, cuts)
+
+
+def _id_span(data: bytes) -> tuple[int, int]:
+    """Where a request's id stands as a field, if it does where it usually does, behind the model's names; else 0, 0."""
+    try:
+        at = 0
+        for field in _NAMES:
+            if data[at] == field and data[at + 1] < _LONG:
+                at += 2 + data[at + 1]
+        end = at + _ID_HEAD + data[at + 1]
+        plain = data[at] == _ID and data[at + 1] < _LONG and data[at + _ID_HEAD : end].isascii()
+    except IndexError:
+        return 0, 0
+    return (at, end) if plain else (0, 0)
 
 
 def _has_no_tensor(head: bytes) -> bool:
@@ -290,7 +316,7 @@ class StreamInferCall:
         """A request is refused; the others go on."""
         self._desk.fail(ticket, refusal)
         ticket.refusal = refusal
-        ticket.data = error_response(ticket.request_id, str(refusal), refusal.reason, final=ticket.final)
+        ticket.data = error_response(ticket.request_id.decode(), str(refusal), refusal.reason, final=ticket.final)
         if self._tickets[0] is ticket:
             self._send_ready()
 

@@ -66,7 +66,7 @@ def parse(lane: Lane, request: pb.ModelInferRequest, *, streamed: bool) -> Parse
     tensors = _tensors(lane, request)
     state = _state(lane, tensors) if sets_state else None
     stepless = not tensors and (reads_state or end or sets_state or fork_of is not None)
-    steps, timed, inputs = (0, True, ()) if stepless else _inputs(lane, tensors)
+    steps, axes, inputs = (0, 2, ()) if stepless else _inputs(lane, tensors)
     ask = Ask(
         key=key,
         steps=steps,
@@ -81,9 +81,8 @@ def parse(lane: Lane, request: pb.ModelInferRequest, *, streamed: bool) -> Parse
     )
     form = Form(
         lane,
-        request.id,
         _wanted(lane, request),
-        timed=timed,
+        axes=axes,
         streamed=streamed,
         final=streamed and wants_final(parameters),
         numbered=ask.first_step is not None,
@@ -201,8 +200,8 @@ def _state(lane: Lane, tensors: dict[str, tuple[Tensor, Callable[[str], bytes]]]
 
 def _inputs(
     lane: Lane, tensors: dict[str, tuple[Tensor, Callable[[str], bytes]]]
-) -> tuple[int, bool, tuple[bytes, ...]]:
-    """T, whether tensors have a time axis, and every input's bytes."""
+) -> tuple[int, int, tuple[bytes, ...]]:
+    """T, how many axes stand before a step's own, and every input's bytes."""
     specs = lane.contract.inputs
     unexpected = tensors.keys() - {spec.name for spec in specs}
     if unexpected:
@@ -213,10 +212,10 @@ def _inputs(
             f"expected {len(specs)} inputs but got {len(tensors)} inputs for model '{lane.name}' (it takes {names})"
         )
     shapes = [steps_of(lane.name, spec, tensors[spec.name][0]) for spec in specs]
-    steps, timed = shapes[0]
+    steps, axes = shapes[0]
     if any(count != steps for count, _ in shapes):
         raise InvalidInput(f"inputs of {sorted({count for count, _ in shapes})} steps in one request; give all as many")
-    return steps, timed, tuple(tensors[spec.name][1](spec.dtype) for spec in specs)
+    return steps, axes, tuple(tensors[spec.name][1](spec.dtype) for spec in specs)
 
 
 def _wanted(lane: Lane, request: pb.ModelInferRequest) -> tuple[int, ...]:

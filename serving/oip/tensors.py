@@ -36,14 +36,19 @@ def datatype(dtype: str) -> str:
     return _DATATYPES[dtype][0]
 
 
-def steps_of(model: str, spec: TensorSpec, tensor: Tensor) -> tuple[int, bool]:
-    """T, and whether the shape has a time axis: [1, T, *shape] or, for one step, [1, *shape]. Raises InvalidInput."""
+def steps_of(model: str, spec: TensorSpec, tensor: Tensor) -> tuple[int, int]:
+    """T, and how many axes stand before a step's own: [1, T, *shape] or, for one step, [1, *shape] or [*shape].
+
+    Raises InvalidInput.
+    """
     shape, step = tuple(tensor.shape), spec.shape
     _check_datatype(model, spec.name, spec.dtype, tensor)
     if len(shape) == len(step) + 2 and shape[2:] == step and shape[1] >= 1:
-        steps, timed = shape[1], True
+        steps, axes = shape[1], 2
     elif len(shape) == len(step) + 1 and shape[1:] == step:
-        steps, timed = 1, False
+        steps, axes = 1, 1
+    elif step and shape == step:
+        return 1, 0
     else:
         raise InvalidInput(
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {_text((1, -1, *step))} or "
@@ -54,7 +59,7 @@ def steps_of(model: str, spec: TensorSpec, tensor: Tensor) -> tuple[int, bool]:
             f"inference request to model '{model}' must specify batch-size 1 due to requirements of sequence batcher; "
             f"input '{spec.name}' has {shape[0]}"
         )
-    return steps, timed
+    return steps, axes
 
 
 def check_state(model: str, name: str, dtype: str, shape: tuple[int, ...], tensor: Tensor) -> None:

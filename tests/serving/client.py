@@ -23,7 +23,8 @@ class RawCall:
 
     def __init__(self, channel: grpc.Channel, method: str, response: Any, timeout: float | None = SECONDS) -> None:
         self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        start: Any = channel.stream_stream(f"{SERVICE}/{method}", None, response.FromString)
+        path = method if method.startswith("/") else f"{SERVICE}/{method}"
+        start: Any = channel.stream_stream(path, None, response.FromString)
         self.call: Any = start(iter(self._outgoing.get, None), timeout=timeout)
 
     def send(self, message: Any) -> None:

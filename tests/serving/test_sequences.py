@@ -75,8 +75,8 @@ class Rig:
     def __init__(self, limits: Limits = LIMITS, *, idle_seconds: float = 0.0, grace: float = 60.0) -> None:
         self.streams = make_streams(limits)
         self.slab = Slab()
-        check = InputCheck(CONTRACT, limits)
-        self.sequences = Sequences("sum", self.streams, check, self, idle_seconds=idle_seconds, grace=grace)
+        self.inputs = InputCheck(CONTRACT, limits)
+        self.sequences = Sequences("sum", self.streams, self.inputs, self, idle_seconds=idle_seconds, grace=grace)
         self.now = 0.0
 
     def read_states(self, row: int) -> tuple[bytes, ...]:
@@ -116,7 +116,10 @@ class Rig:
     def compute(self) -> None:
         """Run until nothing waits."""
         while (run := self.streams.take()) is not None:
-            settle(self.streams, run, self.slab)
+            slices = run.batch.slices
+            faults = self.inputs.faults([one.first_step for one in slices], [one.chunk.inputs for one in slices])
+            self.streams.refuse(run.of(faults), list(faults.values()))
+            settle(self.streams, run.of(lane for lane in range(len(run)) if lane not in faults), self.slab)
         self.check()
 
     def expire(self, now: float) -> None:
@@ -208,12 +211,48 @@ def test_a_refused_request_changes_nothing() -> None:
     rig.refused(TooLarge, "a", *[1.0] * 10, text="10 steps; the limit is 9")
     rig.refused(InvalidInput, "a", 1.0, float("nan"), text="nan in the step numbered 3, element 0")
     rig.refused(InvalidInput, "b", float("inf"), start=True, text="inf in the step numbered 1")
-    with pytest.raises(InvalidInput, match="nan in the step numbered 2"):
-        rig.push("a", float("nan"))
     assert [live.key for live in rig.sequences] == ["a"]
     reply = rig.ask("a", 2.0)
     rig.compute()
     assert reply.sums == [3.0]
+
+
+def test_a_usual_step_that_cannot_be_computed_is_skipped() -> None:
+    """A step whose values are looked at when its turn comes: it alone is refused, whatever waits behind it."""
+    rig = Rig()
+    replies = [
+        rig.start("a", 1.0),
+        rig.push("a", float("nan")),
+        rig.ask("a", read_state=True),
+        rig.push("a", 2.0),
+        rig.start("b", 1.0),
+        rig.push("b", float("inf")),
+        rig.ask("b", end=True),
+        rig.push("a", float("nan")),
+    ]
+    rig.compute()
+    assert [replies[place].sums for place in (0, 3, 4)] == [[1.0], [3.0], [1.0]]
+    assert replies[2].state == 1.0
+    assert [type(replies[place].refusal) for place in (1, 5, 7)] == [InvalidInput] * 3
+    assert "nan in the step numbered 2" in str(replies[1].refusal)
+    assert replies[6].sums == []
+    assert [live.key for live in rig.sequences] == ["a"]
+    assert (rig.streams.live, rig.streams.rows.in_use) == (1, 1)
+
+
+def test_a_sequence_that_goes_while_a_bad_step_runs() -> None:
+    """Evicted between the taking of a run and its refusal: told once, and its row is free."""
+    rig = Rig()
+    rig.start("a", 1.0)
+    rig.compute()
+    reply = rig.push("a", float("nan"))
+    run = rig.streams.take()
+    assert run is not None
+    rig.sequences.evict(["a"])
+    rig.streams.refuse(run, [InvalidInput("no")])
+    assert type(reply.refusal) is SequenceEvicted
+    assert rig.streams.rows.in_use == 0
+    rig.check()
 
 
 def test_more_steps_than_may_wait_are_refused() -> None:

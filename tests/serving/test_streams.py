@@ -112,6 +112,7 @@ class StreamsMachine(RuleBasedStateMachine):
         self.sinks: dict[Stream, Sink] = {}
         self.finishing: set[Stream] = set()
         self.ended: set[Stream] = set()
+        self.base: dict[Stream, float] = {}  # what a stream began with, if not with nothing
         self.run: Run | None = None
         self.now = 0.0
 
@@ -132,6 +133,43 @@ class StreamsMachine(RuleBasedStateMachine):
             return
         stream = self.streams.open("s", sink)
         self.sent[stream], self.sinks[stream] = [], sink
+
+    @precondition(lambda self: self.live() and len(self.live()) < LIMITS.max_streams)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        """A new stream begins where another's answers have got to, whatever that one has waiting or running."""
+        source = data.draw(st.sampled_from(self.live()))
+        before = self.streams.rows.in_use
+        self.open()
+        stream = list(self.sent)[-1]
+        self.streams.fork(stream, source)
+        assert self.streams.rows.in_use == before, "a fork took a row"
+        self.base[stream] = self.sum_of(source)
+
+    @precondition(lambda self: self.run is None and len(self.live()) < LIMITS.max_streams)
+    @rule(total=st.integers(100, 900).map(float))
+    def seed(self, total: float) -> None:
+        """A new stream begins in a state that is given; nothing runs meanwhile, as in a server."""
+        self.open()
+        stream = list(self.sent)[-1]
+        row = self.streams.seed(stream)
+        assert row not in {other.row for other in self.live() if other is not stream}
+        self.slab.sums[row] = self.base[stream] = total
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data())
+    def open_in_the_place_of_another(self, data: st.DataObject) -> None:
+        """With every place taken too, a new stream can have another's place."""
+        old = data.draw(st.sampled_from(self.live()))
+        sink = Sink()
+        stream = self.streams.open("s", sink, instead_of=old)
+        self.sent[stream], self.sinks[stream] = [], sink
+        self.streams.end(old)
+        self.ended.add(old)
+
+    def sum_of(self, stream: Stream) -> float:
+        """The state that a stream's answers have got to."""
+        return self.base.get(stream, 0.0) + sum(self.sent[stream][: len(self.sinks[stream].outputs)])
 
     @precondition(lambda self: self.live())
     @rule(data=st.data(), values=st.lists(st.integers(-9, 9).map(float), max_size=9), back=st.integers(0, 9))
@@ -245,7 +283,8 @@ class StreamsMachine(RuleBasedStateMachine):
         self.streams.check()
         assert self.streams.live == len(self.live())
         for stream, sink in self.sinks.items():
-            sums = [sum(self.sent[stream][: step + 1]) for step in range(len(sink.outputs))]
+            base = self.base.get(stream, 0.0)
+            sums = [base + sum(self.sent[stream][: step + 1]) for step in range(len(sink.outputs))]
             assert sink.outputs == sums
             if stream not in self.ended:
                 assert sink.ends == []
@@ -253,6 +292,31 @@ class StreamsMachine(RuleBasedStateMachine):
 
 TestStreamsMachine = StreamsMachine.TestCase
 TestStreamsMachine.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_only_a_stream_that_has_computed_nothing_takes_a_state() -> None:
+    """Anything else would lose the row that it has."""
+    streams, slab = make_streams(), Slab()
+    stream, source = streams.open("s", Sink()), streams.open("t", Sink())
+    for each in (stream, source):
+        streams.push(each, 1, 1, pack([1.0]), 0.0)
+    run_all(streams, slab)
+    with pytest.raises(AssertionError, match="a state already"):
+        streams.seed(stream)
+    with pytest.raises(AssertionError, match="a state already"):
+        streams.fork(stream, source)
+    streams.check()
+
+
+def test_a_seeded_row_is_free_when_its_stream_ends_unused() -> None:
+    """Whether or not it ever computed."""
+    streams = make_streams()
+    stream = streams.open("s", Sink())
+    streams.seed(stream)
+    assert streams.rows.in_use == 1
+    streams.end(stream)
+    assert streams.rows.in_use == 0
+    streams.check()
 
 
 def run_all(streams: Streams, slab: Slab) -> None:

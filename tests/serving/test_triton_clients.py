@@ -349,7 +349,7 @@ def _versioned(version: str) -> Any:
         (_edited(shape=[2, 5]), "INVALID_ARGUMENT", "must specify batch-size 1 due to requirements of sequence"),
         (_edited(shape=[1, 6]), "INVALID_ARGUMENT", "Expected [1,-1,5] or [1,5], got [1,6]"),
         (_edited(shape=[1, 0, 5], data=b""), "INVALID_ARGUMENT", "got [1,0,5]"),
-        (_edited(shape=[5]), "INVALID_ARGUMENT", "got [5]"),
+        (_edited(shape=[6]), "INVALID_ARGUMENT", "got [6]"),
         (_edited(data=b"short"), "INVALID_ARGUMENT", "5 bytes"),
         (_edited(shape=[1, 101, 5], data=bytes(2020)), "RESOURCE_EXHAUSTED", "101 steps"),
         (_edited(shape=[1, 100_000, 5], data=bytes(110_000)), "RESOURCE_EXHAUSTED", "100000"),

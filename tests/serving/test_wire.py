@@ -228,6 +228,89 @@ def test_a_unary_client_is_served_too(channel: grpc.Channel) -> None:
     assert call(b"x", timeout=SECONDS) == b"x"
 
 
+# An answer and the end in one.
+
+
+def test_an_answer_is_one_message_and_the_end(server: Server, channel: grpc.Channel) -> None:
+    """answer() sends the message and OK at once, of any size; what comes behind it does nothing."""
+    for size in (0, 1, 70_000, MAX_MESSAGE):
+        with Client(channel, PROBE) as client:
+            probe = probe_of(server)
+
+            def work(probe: Probe = probe, size: int = size) -> tuple[int, int]:
+                probe.call.answer(b"x" * size)
+                probe.call.answer(b"too late")
+                probe.call.send(b"too late")
+                probe.call.finish(grpc.StatusCode.INTERNAL, "too late")
+                probe.call.receive()
+                return probe.call.unsent, probe.call.unsent_bytes
+
+            assert server.do(work) == (0, 0)
+            assert client.read() == b"x" * size
+            assert client.end() == OK
+        wait_until(lambda probe=probe: probe.over)  # type: ignore[misc]
+        assert probe.told == ["finished"]
+
+
+def test_a_unary_client_is_answered_at_once(server: Server, channel: grpc.Channel) -> None:
+    """While a receive is outstanding, as it is for a client that closes its side behind its request."""
+    call: Any = channel.unary_unary(PROBE)
+    future = call.future(b"question", timeout=SECONDS)
+    probe = probe_of(server)
+    assert receive(server, probe) == b"question"
+    server.do(probe.call.receive)
+    server.do(lambda: probe.call.answer(b"answer"))
+    assert future.result() == b"answer"
+    assert future.code() is grpc.StatusCode.OK
+    wait_until(lambda: probe.over)
+    assert probe.told[-1] == "finished"
+    assert set(probe.told) <= {"message", "half-close", "finished"}
+
+
+def test_an_answer_to_a_call_that_is_over_goes_nowhere(server: Server, channel: grpc.Channel) -> None:
+    """After a cancel, and after a status of our own."""
+    with Client(channel, PROBE) as client:
+        probe = probe_of(server)
+        client.call.cancel()
+        wait_until(lambda: probe.over)
+        server.do(lambda: probe.call.answer(b"too late"))
+    with Client(channel, PROBE) as client:
+        probe = probe_of(server)
+        server.do(lambda: probe.call.finish(grpc.StatusCode.NOT_FOUND, "no"))
+        server.do(lambda: probe.call.answer(b"too late"))
+        assert client.end() == (grpc.StatusCode.NOT_FOUND, "no")
+
+
+def test_an_answer_that_meets_a_cancel_leaves_nothing(server: Server, channel: grpc.Channel) -> None:
+    """Cancelled before, while or after it's answered: each call is over once, and the next one works."""
+    for _ in range(50):
+        with Client(channel, PROBE) as client:
+            probe = probe_of(server)
+            client.call.cancel()
+            server.do(partial(probe.call.answer, b"x" * 100_000))
+        wait_until(lambda probe=probe: probe.over)  # type: ignore[misc]
+        assert sum(word in {"finished", "cancelled"} for word in probe.told) == 1
+    echo(channel, [b"x"])
+
+
+def test_an_answer_that_is_not_read_can_be_aborted(server: Server) -> None:
+    """A client that takes nothing in holds its answer up; abort() ends the call all the same."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.lookahead_bytes", 65_536)]
+    with grpc.insecure_channel(server.address, options) as channel, Client(channel, PROBE) as client:
+        probe = probe_of(server)
+        server.do(lambda: probe.call.answer(b"x" * MAX_MESSAGE))
+        server.do(lambda: probe.call.abort(grpc.StatusCode.UNAVAILABLE, "leaving"))
+        wait_until(lambda: probe.over)
+        assert client.end()[0] in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK}
+    echo_after(server)
+
+
+def echo_after(server: Server) -> None:
+    """The server still answers."""
+    with server.channel() as channel:
+        echo(channel, [b"x"])
+
+
 # Metadata.
 
 

@@ -17,13 +17,13 @@ from tests.serving.test_streams import pack
 HOUSE = House()
 
 
-def by_protobuf(form: Form, answer: Answer) -> pb.ModelInferResponse:
+def by_protobuf(form: Form, answer: Answer, id_: str) -> pb.ModelInferResponse:
     """The same answer, put together field by field."""
     contract = form.lane.contract
-    response = pb.ModelInferResponse(model_name=form.lane.name, model_version="1", id=form.request_id)
+    response = pb.ModelInferResponse(model_name=form.lane.name, model_version="1", id=id_)
     for place in form.wanted if answer.steps else ():
         spec = contract.outputs[place]
-        shape = ([1, answer.steps] if form.timed else [1]) + list(spec.shape)
+        shape = [*[1, answer.steps][: form.axes], *spec.shape]
         response.outputs.add(name=spec.name, datatype=datatype(spec.dtype), shape=shape)
         response.raw_output_contents.append(answer.outputs[place])
     for state, data in zip(contract.states, answer.state or (), strict=False):
@@ -37,9 +37,9 @@ def by_protobuf(form: Form, answer: Answer) -> pb.ModelInferResponse:
     return response
 
 
-def expected(form: Form, answer: Answer) -> bytes:
+def expected(form: Form, answer: Answer, id_: str) -> bytes:
     """Its bytes, in the frame that the call has."""
-    response = by_protobuf(form, answer)
+    response = by_protobuf(form, answer, id_)
     if form.streamed:
         return pb.ModelStreamInferResponse(infer_response=response).SerializeToString(deterministic=True)
     return response.SerializeToString(deterministic=True)
@@ -62,7 +62,7 @@ def canonical(form: Form, data: bytes) -> bytes:
     streamed=st.booleans(),
     final=st.booleans(),
     numbered=st.booleans(),
-    timed=st.booleans(),
+    axes=st.integers(0, 2),
     reads=st.booleans(),
     id_=st.sampled_from(["", "request 7", "ä" * 200]),
     order=st.permutations([0, 1]),
@@ -74,7 +74,7 @@ def test_answers_are_what_protobuf_writes(
     streamed: bool,
     final: bool,
     numbered: bool,
-    timed: bool,
+    axes: int,
     reads: bool,
     id_: str,
     order: list[int],
@@ -83,9 +83,9 @@ def test_answers_are_what_protobuf_writes(
     """One form answers again and again: of one step or many or none, of some outputs or all, with states or without."""
     lane = HOUSE.pair if model == "pair" else HOUSE.sum
     wanted = tuple(order[:count]) if model == "pair" else (0,)
-    form = Form(lane, id_, wanted, timed=timed, streamed=streamed, final=final, numbered=numbered)
+    form = Form(lane, wanted, axes=axes, streamed=streamed, final=final, numbered=numbered)
     for number, length in enumerate(steps):
-        if length > 1 and not timed:
+        if length > 1 and axes < 2:
             continue
         outputs = [
             pack([float(number + step) for step in range(length)])[0],
@@ -95,7 +95,7 @@ def test_answers_are_what_protobuf_writes(
         answer = Answer(
             300 * number + 1, length, outputs if length else (), tuple(state) if reads else None, bool(number)
         )
-        assert canonical(form, form.encode(answer)) == expected(form, answer)
+        assert canonical(form, form.encode(answer, id_.encode())) == expected(form, answer, id_)
 
 
 @pytest.mark.parametrize("final", [False, True])

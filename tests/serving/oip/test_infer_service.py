@@ -392,9 +392,11 @@ def test_usual_requests_follow_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     call.send(pair_request(5, 1.0))
     assert plans(house) == 2
     monkeypatch.setattr("serving.oip.infer_service.parse", None)
-    for _ in range(3):
-        call.send(request(5, 1.0))
-        call.send(pair_request(5, 1.0))
+    for id_ in ("", "7", "another id"):
+        for make in (request, pair_request):
+            message = make(5, 1.0)
+            message.id = id_
+            call.send(message)
         house.turn(2)
     assert call.told == [[1.0], [2.0], [1.0], [2.0], [3.0], [3.0], [4.0], [4.0], [5.0], [5.0]]
 
@@ -494,6 +496,13 @@ def untimed(message: pb.ModelInferRequest) -> None:
             del tensor.shape[1]
 
 
+def bare(message: pb.ModelInferRequest) -> None:
+    """Leave out the batch's axis too, where a step has one of its own."""
+    for tensor in message.inputs:
+        if len(tensor.shape) == 3 and tensor.shape[1] == 1:
+            del tensor.shape[:2]
+
+
 def inputs_reversed(message: pb.ModelInferRequest) -> None:
     """Give the tensors in another order."""
     fields: tuple[Any, ...] = (message.inputs, message.raw_input_contents)
@@ -506,12 +515,19 @@ def inputs_reversed(message: pb.ModelInferRequest) -> None:
 CHANGES: dict[str, Callable[[pb.ModelInferRequest], Any]] = {
     "": lambda _message: None,
     "id": lambda message: setattr(message, "id", "some id"),
+    "other id": lambda message: setattr(message, "id", "another"),
+    "long id": lambda message: setattr(message, "id", "x" * 127),
+    "longer id": lambda message: setattr(message, "id", "x" * 128),
+    "id of letters": lambda message: setattr(message, "id", "ä" * 9),
+    "two ids": lambda message: setattr(message, "id", "first"),
+    "an id behind": lambda message: setattr(message, "id", "first"),
     "outputs": lambda message: message.outputs.add(name="y"),
     "custom": lambda message: parameter(message, "mine", 7),
     "final": lambda message: parameter(message, "triton_enable_empty_final_response", True),
     "named": lambda message: setattr(message, "model_version", "1"),
     "typed": typed,
     "untimed": untimed,
+    "bare": bare,
     "inputs reversed": inputs_reversed,
     "fields reversed": lambda _message: None,
 }
@@ -521,7 +537,10 @@ def variant(message: pb.ModelInferRequest, how: str) -> bytes:
     """The same request in other bytes."""
     CHANGES[how](message)
     if how != "fields reversed":
-        return message.SerializeToString(deterministic=True)
+        data, second = message.SerializeToString(deterministic=True), b"\x1a\x06second"
+        if how == "two ids":
+            return data.replace(b"\x1a\x05first", b"\x1a\x05first" + second)
+        return data + second if how == "an id behind" else data
     parts = []
     for descriptor, _ in message.ListFields():
         part = pb.ModelInferRequest()

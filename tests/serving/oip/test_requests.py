@@ -363,14 +363,17 @@ def test_contents_of_the_wrong_field_or_number_are_refused_by_their_size() -> No
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4)])
-def test_every_type_and_shape_has_its_two_forms(dtype: str, shape: tuple[int, ...]) -> None:
-    """[1, T, …] with a time axis and [1, …] for a single step."""
+def test_every_type_and_shape_has_its_forms(dtype: str, shape: tuple[int, ...]) -> None:
+    """[1, T, …] with a time axis, and [1, …] or, where a step has axes, […] for a single step."""
     spec = TensorSpec("x", dtype, shape)
     tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype=datatype(dtype))
     tensor.shape.extend([1, *shape])
-    assert steps_of("m", spec, tensor) == (1, False)
+    assert steps_of("m", spec, tensor) == (1, 1)
     tensor.shape.insert(1, 7)
-    assert steps_of("m", spec, tensor) == (7, True)
+    assert steps_of("m", spec, tensor) == (7, 2)
+    del tensor.shape[:2]
+    if shape:
+        assert steps_of("m", spec, tensor) == (1, 0)
 
 
 def test_a_contract_of_every_type_can_be_asked_for() -> None:

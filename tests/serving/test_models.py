@@ -1,0 +1,304 @@
+"""Models loaded and let go while the server runs: who is told, what health says, and that nothing else notices."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from cellstream.v1.stream_inference_pb2 import Open, StreamRequest
+from serving.config import Batching, Limits, ServerConfig
+from serving.engine import Engine
+from serving.oip.infer_service import SERVICE, STREAM_INFER
+from serving.oip.v1 import inference_pb2 as pb
+from serving.server import Server
+from tests.serving.client import SECONDS, RawCall, StreamCall
+from tests.serving.oip.calls import parameter
+from tests.waiting import wait_until
+
+LIMITS = Limits(max_streams=20)
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+X = np.arange(5, dtype=np.float32)
+
+
+@pytest.fixture
+def repository(artifacts: Path, tmp_path: Path) -> Path:
+    """A repository of the test's own: vectors/1 and tokens/1."""
+    for name in ("vectors", "tokens"):
+        shutil.copytree(artifacts / name / "1", tmp_path / name / "1")
+    return tmp_path
+
+
+@pytest.fixture
+def server(repository: Path) -> Iterator[Server]:
+    """A server that can be told what to serve."""
+    config = ServerConfig(
+        repository, "127.0.0.1:0", grace=0.2, limits=LIMITS, batching=Batching(4, 4), model_control=True
+    )
+    running = Server(config)
+    running.start()
+    yield running
+    assert running.drain()
+
+
+@pytest.fixture
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    """A connection to it."""
+    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as connection:
+        yield connection
+
+
+def ask(channel: grpc.Channel, name: str, request: Any, response: Any) -> Any:
+    """One unary RPC of the protocol."""
+    method: Any = channel.unary_unary(f"/{SERVICE}/{name}", None, response.FromString)
+    return method(request.SerializeToString(), timeout=SECONDS)
+
+
+def load(channel: grpc.Channel, name: str) -> None:
+    """Have a model loaded."""
+    ask(channel, "RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=name), pb.RepositoryModelLoadResponse)
+
+
+def unload(channel: grpc.Channel, name: str) -> None:
+    """Have a model let go."""
+    request = pb.RepositoryModelUnloadRequest(model_name=name)
+    ask(channel, "RepositoryModelUnload", request, pb.RepositoryModelUnloadResponse)
+
+
+def index(channel: grpc.Channel) -> dict[str, str]:
+    """The state of everything in the repository."""
+    found = ask(channel, "RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse)
+    return {f"{model.name}/{model.version}": model.state for model in found.models}
+
+
+def health(channel: grpc.Channel, name: str) -> Any:
+    """What health says of a name."""
+    return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name)).status
+
+
+def step(key: str, *, start: bool = False, version: str = "") -> pb.ModelInferRequest:
+    """A step of "vectors" by the Open Inference Protocol."""
+    request = pb.ModelInferRequest(model_name="vectors", model_version=version)
+    parameter(request, "sequence_id", key)
+    if start:
+        parameter(request, "sequence_start", True)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 5])
+    request.raw_input_contents.append(X.tobytes())
+    return request
+
+
+class SequenceCall(RawCall):
+    """One ModelStreamInfer call."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        super().__init__(channel, STREAM_INFER, pb.ModelStreamInferResponse)
+
+    def ask(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        """Send one and wait for its answer."""
+        self.send(request)
+        answer: pb.ModelStreamInferResponse = self.receive()
+        return answer
+
+
+def test_a_model_that_is_let_go_tells_its_clients_and_can_come_back(server: Server, channel: grpc.Channel) -> None:
+    """Streams of both protocols end or are told, health follows, other models go on, and nobody's state comes back."""
+    with StreamCall(channel) as lost, StreamCall(channel) as kept, SequenceCall(channel) as sequences:
+        lost.open("vectors")
+        first = lost.run(X[None])
+        kept.open("tokens")
+        tokens = kept.run(np.array([1]))
+        begun = sequences.ask(step("a", start=True))
+        assert begun.infer_response.raw_output_contents[0] == first[0]
+        second = sequences.ask(step("a")).infer_response.raw_output_contents[0]
+        (lane,) = [lane for lane in server.lanes if lane.name == "vectors"]
+        unload(channel, "vectors")
+        code, text, reason = lost.end()
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
+        assert text == "model 'vectors' was unloaded by the operator"
+        refused = sequences.ask(step("a"))
+        assert "unknown model: 'vectors' is not found" in refused.error_message
+        assert (lane.streams.live, lane.streams.rows.in_use, len(lane.sequences)) == (0, 0, 0)
+        assert [health(channel, name) for name in ("vectors", "vectors/1")] == [NOT_SERVING] * 2
+        assert [health(channel, name) for name in ("", "tokens", "tokens/1")] == [SERVING] * 3
+        assert index(channel) == {"tokens/1": "READY", "vectors/1": "UNAVAILABLE"}
+        assert server.models == ("tokens/1",)
+        with StreamCall(channel) as late:
+            late.send(StreamRequest(open=Open(model="vectors")))
+            assert late.end()[0] is grpc.StatusCode.NOT_FOUND
+
+        load(channel, "vectors")
+        assert [health(channel, name) for name in ("vectors", "vectors/1", "")] == [SERVING] * 3
+        assert index(channel) == {"tokens/1": "READY", "vectors/1": "READY"}
+        forgotten = sequences.ask(step("a"))
+        assert "must specify the START flag" in forgotten.error_message
+        again = [sequences.ask(step("a", start=True)), sequences.ask(step("a"))]
+        assert [answer.infer_response.raw_output_contents[0] for answer in again] == [first[0], second]
+        assert kept.run(np.array([1])) != tokens
+        sequences.half_close()
+        assert sequences.end()[0] is grpc.StatusCode.OK
+    wait_until(lambda: all(not lane.sequences._owned for lane in server.lanes))
+
+
+def test_the_last_model_can_be_let_go_too(server: Server, channel: grpc.Channel) -> None:
+    """A server without a model answers: it has none."""
+    for name in ("vectors", "tokens"):
+        unload(channel, name)
+    assert not server.models
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(channel, "ModelInfer", step("a", start=True), pb.ModelInferResponse)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    load(channel, "tokens")
+    assert server.models == ("tokens/1",)
+
+
+def test_names_that_mean_nothing(server: Server, channel: grpc.Channel) -> None:
+    """What isn't in the repository can't be loaded, what isn't served can't be let go, and what is served stays."""
+    unload(channel, "tokens")
+    before = server.front.stats.refusals["unknown_model"]
+    for change, name, text in (
+        (load, "nope", "failed to load 'nope': the repository has no such model"),
+        (unload, "nope", "failed to unload 'nope': it isn't served"),
+        (unload, "tokens", "failed to unload 'tokens': it isn't served"),
+        (load, "", "failed to load ''"),
+        (load, "../vectors", "failed to load '../vectors'"),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            change(channel, name)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert text in str(caught.value.details())
+    for change in (load, unload):
+        with pytest.raises(grpc.RpcError) as caught:
+            change(channel, "x" * 50_000)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "a model name of 50000 characters; the limit is 256" in str(caught.value.details())
+    assert server.front.stats.refusals["unknown_model"] == before + 5
+    load(channel, "vectors")  # which is served already
+    assert server.models == ("vectors/1",)
+
+
+def test_what_is_served_stays_unless_the_operator_allows_otherwise(repository: Path) -> None:
+    """Without --model-control both are refused, and the index still answers."""
+    running = Server(ServerConfig(repository, "127.0.0.1:0", grace=0.2, limits=LIMITS, batching=Batching(4, 4)))
+    running.start()
+    try:
+        with grpc.insecure_channel(running.address) as channel:
+            for change in (load, unload):
+                with pytest.raises(grpc.RpcError) as caught:
+                    change(channel, "vectors")
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+                assert "explicit model load / unload is not allowed" in str(caught.value.details())
+            assert set(index(channel).values()) == {"READY"}
+    finally:
+        running.drain()
+
+
+def garbage(version: Path) -> None:
+    """Not a graph."""
+    (version / "resident.onnx").write_bytes(b"no graph")
+
+
+def nothing(version: Path) -> None:
+    """An empty file."""
+    (version / "resident.onnx").write_bytes(b"")
+
+
+def no_weights(version: Path) -> None:
+    """The weights are missing."""
+    (version / "model.onnx.data").unlink()
+
+
+def other_weights(version: Path) -> None:
+    """One bit of the weights differs from those proved."""
+    data = bytearray((version / "model.onnx.data").read_bytes())
+    data[0] ^= 1
+    (version / "model.onnx.data").write_bytes(data)
+
+
+def a_folder(version: Path) -> None:
+    """A folder in the graph's place."""
+    (version / "resident.onnx").unlink()
+    (version / "resident.onnx").mkdir()
+
+
+@pytest.mark.parametrize("damage", [garbage, nothing, no_weights, other_weights, a_folder])
+def test_a_broken_artifact_is_refused_and_harms_nobody(
+    server: Server, channel: grpc.Channel, repository: Path, damage: Any
+) -> None:
+    """Its client is told, the server's log says why, what is served goes on; mended, it can be loaded."""
+    unload(channel, "tokens")
+    sound = repository.parent / f"{repository.name}-sound"
+    shutil.copytree(repository / "tokens" / "1", sound)
+    damage(repository / "tokens" / "1")
+    with StreamCall(channel) as stream:
+        stream.open("vectors")
+        first = stream.run(X[None])
+        with pytest.raises(grpc.RpcError) as caught:
+            load(channel, "tokens")
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "failed to load 'tokens' version 1: it can't be served" in str(caught.value.details())
+        assert stream.run(X[None]) != first
+    assert index(channel) == {"tokens/1": "UNAVAILABLE", "vectors/1": "READY"}
+    assert health(channel, "tokens") == NOT_SERVING
+    shutil.rmtree(repository / "tokens" / "1")
+    shutil.copytree(sound, repository / "tokens" / "1")
+    load(channel, "tokens")
+    assert health(channel, "tokens") == SERVING
+
+
+def test_many_at_once_load_a_model_once(server: Server, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes second finds it served; loading and letting go in turns leaves one of each, or none."""
+    loaded: list[Path] = []
+
+    def engine(path: Path, **options: int) -> Engine:
+        loaded.append(path)
+        return Engine(path, **options)
+
+    monkeypatch.setattr("serving.server.Engine", engine)
+    unload(channel, "tokens")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: load(channel, "tokens"), range(8)))
+    assert len(loaded) == 1
+    (lane,) = [lane for lane in server.lanes if lane.name == "tokens"]
+
+    def change(turn: int) -> grpc.StatusCode | None:
+        try:
+            (load if turn % 2 else unload)(channel, "tokens")
+        except grpc.RpcError as error:
+            return error.code()
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        results = set(pool.map(change, range(16)))
+    assert results <= {None, grpc.StatusCode.NOT_FOUND}
+    load(channel, "tokens")
+    assert sorted(server.models) == ["tokens/1", "vectors/1"]
+    assert next(other for other in server.lanes if other.name == "tokens") is not lane
+
+
+def test_a_new_version_is_served_beside_the_old(
+    server: Server, channel: grpc.Channel, repository: Path, artifacts: Path
+) -> None:
+    """Loading a model again takes what the repository has got since; streams of the old version go on."""
+    with StreamCall(channel) as stream, SequenceCall(channel) as sequences:
+        assert stream.open("vectors").version == 1
+        first = stream.run(X[None])
+        sequences.ask(step("a", start=True))
+        shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+        load(channel, "vectors")
+        second = stream.run(X[None])
+        assert second != first
+        gone_on = sequences.ask(step("a", version="1")).infer_response
+        assert (gone_on.model_version, gone_on.raw_output_contents[0]) == ("1", second[0])
+        assert sequences.ask(step("a", start=True)).infer_response.model_version == "2"
+        with StreamCall(channel) as newer:
+            assert newer.open("vectors").version == 2
+    assert sorted(server.models) == ["tokens/1", "vectors/1", "vectors/2"]
+    unload(channel, "vectors")
+    assert server.models == ("tokens/1",)
