@@ -265,6 +265,18 @@ def test_priority_and_timeout_are_taken(triton: Server) -> None:
         assert ask(client, given(1)[0], 1, sequence_start=True, sequence_end=True, **options).shape == (6,)
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests(triton: Server, lstm: torch.nn.LSTM, algorithm: str) -> None:
+    """The compression that gRPC has itself, unary and on a stream."""
+    x = given(41, 90)
+    with connect(triton) as client:
+        found = ask(client, x[:45], 1, sequence_start=True, compression_algorithm=algorithm)
+        stream = Stream(client, compression_algorithm=algorithm)
+        stream.send(x[45:], 1, sequence_end=True)
+        check(np.concatenate([found, stream.y()]), lstm, x)
+        stream.stop()
+
+
 def test_both_definitions_of_the_protocol_in_one_process(triton: Server, lstm: torch.nn.LSTM) -> None:
     """Messages of tritonclient with typed contents, over plain gRPC, beside ours: the same answer as raw bytes."""
     from serving.oip.v1 import inference_pb2  # noqa: PLC0415
