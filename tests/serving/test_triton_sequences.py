@@ -21,6 +21,7 @@ from serving.config import Limits, Sequencing, ServerConfig
 from serving.errand import on_loop
 from serving.server import Server
 from tests.serving.test_process import started
+from tests.serving.test_workers import MOST_CONNECTIONS, two_workers
 from tests.serving.triton_client import Error, Stream, ask, check, connect, given, raw_infer, request, streaming, tensor
 from tests.waiting import wait_until
 
@@ -366,6 +367,30 @@ def test_a_state_that_does_not_fit_is_refused(own: Own) -> None:
                 )
     assert own.live == 0
     assert own.lane.streams.rows.in_use == 0
+
+
+def test_a_sequence_lives_in_one_worker(models: Path) -> None:
+    """Its own connection always finds it; others do or don't, by the worker that the kernel gave them to."""
+    read = {"cellstream_read_state": True}
+
+    def told(other: Any) -> str:
+        try:
+            other.infer("lstm", [], sequence_id=1, parameters=read)
+        except Error as error:
+            return str(error.message())
+        return "the state"
+
+    with two_workers(models, "--allow-unproved") as workers, connect(workers.address) as client:
+        ask(client, given(1)[0], 1, sequence_start=True)
+        found = set()
+        for _ in range(MOST_CONNECTIONS):
+            with connect(workers.address) as other:
+                found.add(told(other))
+            client.infer("lstm", [], sequence_id=1, parameters=read)
+            if len(found) == 2:
+                break
+    found.remove("the state")
+    assert "it was never started here" in found.pop()
 
 
 def test_sigterm_tells_every_stream(models: Path) -> None:
