@@ -406,6 +406,9 @@ def test_sigterm_tells_every_stream(models: Path) -> None:
             with pytest.raises(Error, match="the server is shutting down") as told:
                 bare.result()
             assert told.value.status() == "StatusCode.UNAVAILABLE"
+            assert bare.client.is_server_live()
+            assert not bare.client.is_server_ready()
+            assert not bare.client.is_model_ready("lstm")
             staying.send(given(1)[0], 4, sequence_start=True)
             with pytest.raises(Error, match="shutting down"):
                 staying.result()
