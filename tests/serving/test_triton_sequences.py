@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from serving.config import Limits, Sequencing, ServerConfig
+from serving.engine import EngineError
 from serving.errand import on_loop
 from serving.server import Server
 from tests.serving.test_process import started
@@ -295,6 +296,37 @@ def test_a_restart_is_counted(own: Own, lstm: torch.nn.LSTM) -> None:
     for turn in range(3):
         check(np.stack(found[3 * turn : 3 * turn + 3]), lstm, x)
     assert (own.lane.sequences.started, own.lane.sequences.restarted) == (3, 2)
+
+
+def test_a_model_that_fails_says_what_is_lost(own: Own, lstm: torch.nn.LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server isn't ready, its sequences are told that they are lost; when it computes again, new ones go on."""
+
+    def broken(*_arguments: Any, **_options: Any) -> Any:
+        raise EngineError("no reason that a client should read")
+
+    def ready() -> bool:
+        return bool(client.is_model_ready("lstm") and client.is_server_ready())
+
+    x = given(16, 4)
+    with connect(own.server) as client:
+        ask(client, x[0], 1, sequence_start=True)
+        with monkeypatch.context() as patch:
+            for name in ("run", "probe"):
+                patch.setattr(own.lane.engine, name, broken)
+            with pytest.raises(Error) as failed:
+                ask(client, x[1], 1)
+            assert failed.value.status() in ("StatusCode.INTERNAL", "StatusCode.UNAVAILABLE")
+            assert "no reason that" not in str(failed.value.message())
+            assert not ready()
+            assert client.is_model_ready("crossed")
+            with pytest.raises(Error) as refused:
+                ask(client, x[0], 2, sequence_start=True)
+            assert refused.value.status() == "StatusCode.UNAVAILABLE"
+        own.clock.jump(5)
+        wait_until(ready)
+        with pytest.raises(Error, match="it was lost"):
+            ask(client, x[1], 1)
+        check(ask(client, x, 1, sequence_start=True, sequence_end=True), lstm, x)
 
 
 def test_a_full_server_says_so_at_once(own: Own) -> None:
