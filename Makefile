@@ -17,7 +17,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers simulate
+.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers bench-gpu simulate
 .DELETE_ON_ERROR:
 FORCE:
 
@@ -70,7 +70,7 @@ parity-full: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)
 	$(PY) -m export prove artifacts/$(NAME)
 	$(PY) -m bench.parity_suite --trained artifacts/$(NAME) --full
 
-serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=…: serve everything under artifacts/
+serve: $(if $(wildcard artifacts/*/*/resident.onnx),,artifacts/bytelm/.exported) | $(VENV)/.done ## WORKERS=… DEVICE=cpu|cuda|cuda:N: serve everything under artifacts/
 	$(PY) -m serving --model-repository artifacts --listen $(LISTEN) --device $(DEVICE) --workers $(WORKERS)
 
 stream: | $(VENV)/.done ## talk to the served demo model (needs `make serve` in another terminal)
@@ -87,6 +87,9 @@ bench-quick: | $(VENV)/.done ## a minute of it, on the screen only
 
 bench-workers: artifacts/bytelm/.exported | $(VENV)/.done ## one worker process and two, side by side under load
 	$(PY) -m bench.workers
+
+bench-gpu: | $(VENV)/.done ## eight minutes on a machine with an NVIDIA GPU: parity, µs per step beside PyTorch, end to end; docs/gpu.md
+	$(PY) -m bench.gpu --publish
 
 simulate: | $(VENV)/.done ## the batcher's policy in virtual time: who waits how long, and where it breaks
 	$(PY) -m bench.simulate

@@ -15,7 +15,7 @@ from types import FrameType
 import structlog
 from structlog.typing import EventDict
 
-from serving.config import WIRE_ENVIRONMENT, Batching, Limits, Sequencing, ServerConfig
+from serving.config import CUDA_ENVIRONMENT, WIRE_ENVIRONMENT, Batching, Limits, Sequencing, ServerConfig
 from serving.errors import ConfigError
 from serving.lifeline import Lifeline, Report
 
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         help="holds <name>/<version>/resident.onnx, as `make export` writes it (default: %(default)s)")  # fmt: skip
     add("--listen", default="127.0.0.1:50051", metavar="HOST:PORT",
         help="port 0 takes a free one (default: %(default)s)")  # fmt: skip
-    add("--device", default="cpu", help="where steps are computed (default: %(default)s)")
+    add("--device", default="cpu", metavar="cpu|cuda|cuda:N",
+        help="where steps are computed; CUDA has never been run here: docs/gpu.md (default: %(default)s)")  # fmt: skip
     add("--metrics-listen", metavar="HOST:PORT", help="Prometheus endpoint (default: none)")
     add("--workers", type=int, default=1, metavar="N",
         help="processes that share the port, each of them a whole server (default: %(default)s)")  # fmt: skip
@@ -182,7 +183,7 @@ def _serve(config: ServerConfig, worker: Lifeline | None) -> int:
     signal.signal(signal.SIGINT, on_signal)
     if worker is not None:
         worker.watch(on_loss=leave.set)
-    for name, value in WIRE_ENVIRONMENT.items():
+    for name, value in (WIRE_ENVIRONMENT | (CUDA_ENVIRONMENT if config.device != "cpu" else {})).items():
         os.environ.setdefault(name, value)
     from serving.server import Server  # noqa: PLC0415  after the handlers: its imports take a second
 

@@ -15,10 +15,13 @@ UINT32_MAX = 2**32 - 1
 # What the environment must say before gRPC is imported: sockets are then read and written by whoever waits for events,
 # the loop's thread most of all, and not by threads of gRPC's own that have to wake it (docs/performance.md).
 WIRE_ENVIRONMENT = {"GRPC_EXPERIMENTS": "-event_engine_listener"}
+# The same for a GPU: cuBLAS then sums in one order, whatever runs beside (docs/gpu.md).
+CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:2"}
 LARGEST = 2**30  # of any count or size: what is passed on to clients and to gRPC has 32 bits, some of it signed
 LONGEST_GRACE = 7 * 24 * 3600.0  # seconds
 LONGEST_IDLE = 366 * 24 * 3600.0  # seconds
 MOST_WORKERS = 1024
+MOST_GPUS = 256  # of one machine; any number that isn't there is refused when the device is looked for
 
 
 def _check_counts(values: Limits | Batching) -> None:
@@ -36,6 +39,16 @@ def host_and_port(address: str) -> tuple[str, int]:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ConfigError(f"{address!r}: write an IPv6 host in brackets, as in [::1]:50051")
     return host, int(port)
+
+
+def device_number(name: str) -> int | None:
+    """The number of the GPU that a device's name stands for; None for the CPU. Raises ConfigError."""
+    if name in ("cpu", "cuda"):
+        return 0 if name == "cuda" else None
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and number.isascii() and number.isdecimal() and int(number) < MOST_GPUS:
+        return int(number)
+    raise ConfigError(f"device {name!r}: it must be cpu, cuda or cuda:N, N below {MOST_GPUS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +128,7 @@ class ServerConfig:
     workers: int = 1
     # Listen where other processes listen too (SO_REUSEPORT), and not before every model is loaded. For workers.
     share_port: bool = False
+    # Where steps are computed: cpu, cuda (the first GPU) or cuda:N.
     device: str = "cpu"
     # host:port of the Prometheus endpoint; None: no endpoint.
     metrics_listen: str | None = None
@@ -133,8 +147,7 @@ class ServerConfig:
     server_name: str = "cellstream"
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
-            raise ConfigError(f"device {self.device!r}: this version serves on 'cpu' only")
+        device_number(self.device)
         if not 1 <= self.workers <= MOST_WORKERS:
             raise ConfigError(f"workers is {self.workers}; it must be from 1 to {MOST_WORKERS}")
         if self.model_control and (self.workers > 1 or self.share_port):

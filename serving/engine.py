@@ -1,26 +1,35 @@
-"""One resident graph on ONNX Runtime: its session, its slab and its buffers.
+"""One resident graph: what goes into a run, and what comes out of it.
 
-The only module that imports onnxruntime. Owns device memory. Knows rows by number and tensors by contract; knows no
-stream, no clock and no gRPC. Not thread-safe: one thread owns it.
+Owns the choice of device, of CUDA graphs and of what is loaded. Knows rows by number and tensors by contract; knows no
+stream, no clock and no gRPC. Not thread-safe: one thread makes it, and runs it.
 
 The slab is bound as input and as output of the graph, so that new states are written in place: a run's own rows are
-all it touches. Inputs and outputs live in buffers made once, and a binding is kept for every (B, T) met.
+all it touches. Where runs happen is `serving.host_runs` on the CPU and `serving.device_runs` on a GPU.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
+import structlog
 
-from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, ContractError, TensorSpec
+from model.contract import Contract, TensorSpec
+from serving import placement
+from serving.buckets import CaptureError, capture
+from serving.buffers import Buffers
+from serving.device import Device, check, open_session
+from serving.device_runs import DeviceRuns
 from serving.errors import ConfigError
+from serving.host_runs import HostRuns
 
-_MAX_BINDINGS = 4096  # (B, T) pairs kept; each is a few KiB
+_CPU_ONLY = "int8"  # a precision whose activations are rounded by the CPU's kernels alone
+
+log = structlog.get_logger(__name__)
 
 
 class EngineError(Exception):
@@ -31,40 +40,54 @@ class Engine:
     """Runs steps: read rows and inputs in, outputs and written rows out."""
 
     def __init__(
-        self, path: Path, *, rows: int, max_batch: int, slice_steps: int, max_run_steps: int, threads: int
+        self,
+        path: Path,
+        *,
+        rows: int,
+        max_batch: int,
+        slice_steps: int,
+        max_run_steps: int,
+        threads: int,
+        device: str = "cpu",
+        graphs: bool | None = None,
+        buckets: bool = False,
     ) -> None:
         """Load `path` (a resident.onnx) with a slab of `rows` rows. Raises ConfigError if it can't be served.
 
         A run has at most `max_batch` lanes of at most `slice_steps` steps, together at most `max_run_steps`, padding
-        included (or one step each).
+        included (or one step each). On "cuda" or "cuda:N", batches of single steps are padded to `buckets` and, if
+        possible, replayed from CUDA `graphs`; on "cpu" both can be asked for, where they gain nothing and test much.
         """
-        self.device = "cpu"
-        self._session = _session(path, threads)
-        try:
-            self.contract = Contract.from_metadata(self._session.get_modelmeta().custom_metadata_map)
-        except ContractError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        place = Device.named(device)
+        check(place)
+        self.device = str(place)
+        self._path, self._place, self._threads = path, place, threads
+        session, self.contract = _load(path, place, threads)
         self.rows = rows
         self.max_batch = max_batch
         self.slice_steps = slice_steps if self.contract.ragged else 1
         self._room = max(max_batch, max_run_steps)  # steps in one run, padding included
-        try:
-            self._slabs = [np.zeros((rows, slab.width), dtype=slab.dtype) for slab in self.contract.slabs()]
-        except MemoryError as error:
-            raise ConfigError(f"no memory for {rows} rows of {self.row_bytes} bytes; lower --max-streams") from error
-        for slab, values in zip(self.contract.slabs(), self._slabs, strict=True):
-            values[0] = slab.initial_row()
-        self._lengths = np.ones(max_batch, dtype=np.int32)  # [B]
-        self._read_rows = np.zeros(max_batch, dtype=np.int64)  # [B]
-        self._write_rows = np.zeros(max_batch, dtype=np.int64)  # [B]
-        self._inputs = [self._buffer(spec) for spec in self.contract.inputs]  # flat, room for [B, T, *shape]
-        self._outputs = [np.empty(self._room * spec.elements, dtype=spec.dtype) for spec in self.contract.outputs]
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._buffers = Buffers(self.contract, lanes=max_batch, steps=self._room)
+        on_gpu = place.number is not None
+        self._runs: HostRuns | DeviceRuns
+        if on_gpu or buckets or graphs:
+            self._runs = self._start(graphs=on_gpu if graphs is None else graphs)
+        else:
+            self._runs = HostRuns(session, self._buffers, rows=rows)
+        self._inputs, self._outputs = self._buffers.inputs, self._buffers.outputs
+        self._lengths = self._buffers.lengths
+        self._read_rows, self._write_rows = self._buffers.read_rows, self._buffers.write_rows
+        self._prepared = self._runs.prepared
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one stream's state."""
         return sum(slab.row_bytes for slab in self.contract.slabs())
+
+    @property
+    def graphed(self) -> bool:
+        """Whether batches of single steps are replayed from CUDA graphs."""
+        return self._runs.graphed
 
     def run(
         self,
@@ -85,9 +108,11 @@ class Engine:
         self._write_rows[:lanes] = write_rows
         for index, spec in enumerate(self.contract.inputs):
             self._pack(self._inputs[index], spec, [lane[index] for lane in inputs], steps)
+        run = self._prepared(lanes, steps)
         try:
-            self._session.run_with_iobinding(self._binding(lanes, steps))
+            run()
         except Exception as error:  # ONNX Runtime raises types of its own making, all of them Exceptions
+            self._buffers.fill_smallest(self._room)  # nothing of what failed pads another run
             raise EngineError(str(error)) from error
         unpacked = [
             self._unpack(self._outputs[index], spec, lengths, steps) for index, spec in enumerate(self.contract.outputs)
@@ -95,34 +120,56 @@ class Engine:
         return list(zip(*unpacked, strict=True))
 
     def read_state(self, row: int) -> list[npt.NDArray[Any]]:
-        """A copy of one row: one [W] array per slab."""
-        return [slab[row].copy() for slab in self._slabs]
+        """A copy of one row: one [W] array per slab. A row that is referred to may be read while others are written."""
+        assert 0 <= row < self.rows, "a row to read is outside the slab"
+        return self._runs.read(row)
 
     def write_state(self, row: int, values: Sequence[npt.NDArray[Any]]) -> None:
         """Put a state, one [W] array per slab, into a row that no run reads; never into row 0, which is everybody's."""
         assert 0 < row < self.rows, "a row to write is outside the slab, or is row 0"
-        for slab, value in zip(self._slabs, values, strict=True):
-            slab[row] = value
+        self._runs.write(row, values)
 
     def probe(self, scratch_row: int, *, lanes: int = 1, steps: int = 1) -> None:
         """Run lanes of all-smallest inputs from the first state, to warm up or to see that the graph still runs.
 
         Writes scratch_row only (so lanes beyond the first write where nobody reads: the same row). Raises EngineError.
         """
-        for buffer, spec in zip(self._inputs, self.contract.inputs, strict=True):
-            buffer[: lanes * steps * spec.elements] = _smallest(spec)
+        self._buffers.fill_smallest(lanes * steps)
         self._lengths[:lanes] = steps
         self._read_rows[:lanes] = 0
         self._write_rows[:lanes] = scratch_row
+        run = self._prepared(lanes, steps)
         try:
-            self._session.run_with_iobinding(self._binding(lanes, steps))
+            run()
         except Exception as error:
             raise EngineError(str(error)) from error
 
-    def _buffer(self, spec: TensorSpec) -> npt.NDArray[Any]:
-        # Padding beyond a lane's length must be a valid value too (an embedding looks it up), so never rubbish.
-        size = self._room * spec.elements
-        return np.full(size, _smallest(spec), spec.dtype) if _smallest(spec) else np.zeros(size, spec.dtype)
+    def _start(self, *, graphs: bool) -> DeviceRuns:
+        """Make all that lives on the device; without CUDA graphs, if it can't be had with them."""
+        if graphs:
+            try:
+                return self._captured()
+            except (CaptureError, ConfigError) as error:
+                reason = str(error)
+            log.warning("no CUDA graphs for this model: it runs without", path=str(self._path), reason=reason)
+            gc.collect()  # frees the attempt's slab, whose runs refer to each other, before there is another
+        return self._device_runs(graphs=False)
+
+    def _captured(self) -> DeviceRuns:
+        runs = self._device_runs(graphs=True)
+        capture(runs, self._buffers)
+        return runs
+
+    def _device_runs(self, *, graphs: bool) -> DeviceRuns:
+        session = open_session(
+            self._path, self._place, threads=self._threads, precision=self.contract.precision, graphs=graphs
+        )
+        try:
+            return DeviceRuns(session, self._place, self._buffers, rows=self.rows, graphed=graphs)
+        except (ConfigError, AssertionError):
+            raise
+        except Exception as error:  # ONNX Runtime raises types of its own making
+            raise ConfigError(f"{self._path}: its slab can't be set up on {self._place}: {error}") from error
 
     def _check_rows(self, lanes: int, steps: int, read_rows: Sequence[int], write_rows: Sequence[int]) -> None:
         # On the host and before every run: a device may clamp a bad row number in silence.
@@ -152,45 +199,14 @@ class Engine:
         stride = steps * size
         return [data[lane * stride : lane * stride + length * size] for lane, length in enumerate(lengths)]
 
-    def _binding(self, lanes: int, steps: int) -> Any:
-        binding = self._bindings.get((lanes, steps))
-        if binding is None:
-            if len(self._bindings) >= _MAX_BINDINGS:
-                self._bindings.clear()
-            binding = self._bindings[lanes, steps] = self._bind(lanes, steps)
-        return binding
 
-    def _bind(self, lanes: int, steps: int) -> Any:
-        binding = self._session.io_binding()
-
-        def bind_input(name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
-            binding.bind_input(name, "cpu", 0, buffer.dtype, list(shape), buffer.ctypes.data)
-
-        def bind_output(name: str, buffer: npt.NDArray[Any], shape: Sequence[int]) -> None:
-            binding.bind_output(name, "cpu", 0, buffer.dtype, list(shape), buffer.ctypes.data)
-
-        for name, rows in ((LENGTHS, self._lengths), (READ_ROWS, self._read_rows), (WRITE_ROWS, self._write_rows)):
-            bind_input(name, rows, [lanes])
-        for spec, buffer in zip(self.contract.inputs, self._inputs, strict=True):
-            bind_input(spec.name, buffer, [lanes, steps, *spec.shape])
-        for spec, buffer in zip(self.contract.outputs, self._outputs, strict=True):
-            bind_output(spec.name, buffer, [lanes, steps, *spec.shape])
-        for slab, values in zip(self.contract.slabs(), self._slabs, strict=True):
-            bind_input(slab.input, values, values.shape)
-            bind_output(slab.output, values, values.shape)
-        return binding
-
-
-def _smallest(spec: TensorSpec) -> int:
-    return 0 if spec.minimum is None else spec.minimum
-
-
-def _session(path: Path, threads: int) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ConfigError(f"{path}: ONNX Runtime can't load it: {error}") from error
+def _load(path: Path, place: Device, threads: int) -> tuple[Any, Contract]:
+    """The contract, and on the CPU the session. A GPU's is opened when it is known what the contract asks of it."""
+    if place.number is None:
+        session = open_session(path, place, threads=threads)
+        return session, placement.read_contract(session, path)
+    contract = placement.check(path, place, threads=threads)
+    if contract.precision == _CPU_ONLY:
+        how = "serve it with --device cpu, or export it as fp32, tf32 or fp16"
+        raise ConfigError(f"{path}: its precision is {_CPU_ONLY}, which is proved for CPUs; {how}")
+    return None, contract

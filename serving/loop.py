@@ -1,12 +1,11 @@
 """One thread, run to completion: take all that has arrived, run a batch of each model, send what came, again.
 
-Owns the thread of the hot path, and the one queue by which other threads reach it. Nothing here waits for a client,
-a timer or a full batch: the next batch forms from what arrives while this one runs.
+Owns the hot path and the one queue by which other threads reach it. Nothing here waits for a client, a timer or a full
+batch: the next batch forms from what arrives while this one runs.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -15,6 +14,7 @@ import grpc
 import structlog
 
 from serving.lane import Lane
+from serving.one_thread import OneThread
 
 IDLE_SECONDS = 0.05  # the longest wait for an event, and so for a word from another thread
 
@@ -37,16 +37,25 @@ class Loop:
     """The hot path's thread."""
 
     def __init__(
-        self, wire: Events, lanes: Iterable[Lane], *, flush: Callable[[], None], clock: Callable[[], float]
+        self,
+        wire: Events,
+        lanes: Iterable[Lane],
+        *,
+        flush: Callable[[], None],
+        clock: Callable[[], float],
+        thread: OneThread | None = None,
     ) -> None:
-        """`flush` is called after every turn: services send what they gathered during it. `lanes` may change."""
+        """`flush` is called after every turn: services send what they gathered during it. `lanes` may change.
+
+        `thread` (None: a new one) is the one that made the lanes' engines, where these care.
+        """
         self._wire = wire
         self._lanes = lanes
         self._flush = flush
         self._clock = clock
         self._inbox: deque[Callable[[], None]] = deque()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
+        self._thread = thread or OneThread("loop")
         self.alive = True
         self.beat = clock()  # when the latest turn began
         self.on_death: Callable[[], None] = lambda: None
@@ -54,7 +63,7 @@ class Loop:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._thread.begin(self._run)
 
     def post(self, work: Callable[[], None]) -> None:
         """Have `work` called on the loop's thread, between two turns. Safe from any thread."""
@@ -63,8 +72,7 @@ class Loop:
     def stop(self, timeout: float) -> bool:
         """Leave after the current turn and wait for the thread; False if it hasn't ended within `timeout` seconds."""
         self._stopping = True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._thread.end(timeout)
 
     def _run(self) -> None:
         try:

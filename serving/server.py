@@ -19,6 +19,7 @@ from serving import multiplex_service, stream_service
 from serving.admin_service import add_admin_service
 from serving.config import ServerConfig, host_and_port
 from serving.engine import Engine
+from serving.errand import on_loop
 from serving.errors import ConfigError
 from serving.front import SERVICE, Front
 from serving.health import Health
@@ -29,6 +30,7 @@ from serving.models import Models
 from serving.oip import infer_service
 from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
 from serving.oip.described import described_files
+from serving.one_thread import OneThread
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
@@ -56,7 +58,8 @@ class Server:
         artifacts = find_artifacts(config.model_repository)
         self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
-        self.lanes = Lanes([self._load(artifact) for artifact in artifacts])
+        thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
+        self.lanes = Lanes(thread.call(lambda: [self._load(artifact) for artifact in artifacts]))
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         self.health = Health(self._server, self.lanes)
         add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"), described_files())
@@ -70,7 +73,7 @@ class Server:
                 infer_service.STREAM_INFER: lambda call: infer_service.StreamInferCall(desk, call),
             },
         )
-        self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock)
+        self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock, thread=thread)
         add_admin_service(self._server, self.front, self.loop.post)
         self._add_open_inference(desk)
         self.loop.on_death = self.health.die
@@ -126,7 +129,7 @@ class Server:
         models = Models(
             config.model_repository,
             self.lanes,
-            load=self._load,
+            load=self._load if config.device == "cpu" else self._load_on_loop,
             post=self.loop.post,
             allowed=config.model_control,
         )
@@ -151,6 +154,10 @@ class Server:
         while self._wire.live and self._clock() < deadline:
             time.sleep(0.01)
 
+    def _load_on_loop(self, artifact: Artifact) -> Lane:
+        """Load by the thread that will run it, as a GPU's engine wants; streams wait meanwhile."""
+        return on_loop(self.loop.post, lambda: self._load(artifact))
+
     def _load(self, artifact: Artifact) -> Lane:
         config = self._config
         started = self._clock()
@@ -161,11 +168,12 @@ class Server:
             slice_steps=config.batching.slice_steps,
             max_run_steps=config.batching.max_run_steps,
             threads=config.threads,
+            device=config.device,
         )
         problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)
         if problem is not None:
             log.warning("serving unproved", problem=problem)
-        if engine.contract.precision in _GPU_PRECISIONS:
+        if engine.device == "cpu" and engine.contract.precision in _GPU_PRECISIONS:
             log.warning(
                 "a model for GPUs runs on the CPU: right, and no faster than in fp32",
                 model=artifact.name,
@@ -187,6 +195,8 @@ class Server:
             model=lane.name,
             version=lane.version,
             precision=engine.contract.precision,
+            device=engine.device,
+            cuda_graphs=engine.graphed,
             seconds=round(self._clock() - started, 3),
         )
         return lane

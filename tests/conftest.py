@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from serving.config import WIRE_ENVIRONMENT
+from serving.config import CUDA_ENVIRONMENT, WIRE_ENVIRONMENT
 
-os.environ.update(WIRE_ENVIRONMENT)  # as the server's own process has it, before any test imports gRPC
+os.environ.update(WIRE_ENVIRONMENT | CUDA_ENVIRONMENT)  # as a server's own process has it, before gRPC is imported
 
 
 @pytest.fixture(scope="session")

@@ -256,7 +256,7 @@ def test_many_at_once_load_a_model_once(server: Server, channel: grpc.Channel, m
     """Whoever comes second finds it served; loading and letting go in turns leaves one of each, or none."""
     loaded: list[Path] = []
 
-    def engine(path: Path, **options: int) -> Engine:
+    def engine(path: Path, **options: Any) -> Engine:
         loaded.append(path)
         return Engine(path, **options)
 

@@ -86,7 +86,7 @@ def test_a_port_that_is_taken_is_said(artifacts: Path) -> None:
     ("options", "text"),
     [
         (["--model-repository", "/nonexistent"], "make export"),
-        (["--device", "cuda"], "'cuda': this version serves on 'cpu' only"),
+        (["--device", "gpu"], "device 'gpu': it must be cpu, cuda or cuda:N"),
         (["--max-streams", "0"], "max_streams is 0; it must be from 1 to"),
         (["--window-steps", "5000000000"], "window_steps is 5000000000; it must be from 1 to"),
         (["--grace", "-1"], "grace is -1.0 s"),

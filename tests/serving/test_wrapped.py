@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 import cellstream
 from export import __main__ as command
+from serving import server as server_module
 from serving.config import Batching, Limits, ServerConfig
+from serving.engine import Engine
 from serving.server import Server
 from tests import wrapped
 
@@ -42,9 +45,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def address(repository: Path) -> Iterator[str]:
-    """A server of all of them."""
+@pytest.fixture(scope="module", params=["host path", "a GPU's path"])
+def address(repository: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server of all of them, on the CPU by the path of its own or by a GPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "a GPU's path":
+            patch.setattr(server_module, "Engine", partial(Engine, graphs=True))
+        yield from serve(repository)
+
+
+def serve(repository: Path) -> Iterator[str]:
+    """Start, and drain."""
     limits = Limits(max_streams=50, max_steps_per_message=100, window_steps=200)
     config = ServerConfig(repository / "artifacts", "127.0.0.1:0", grace=0.5, limits=limits, batching=Batching(8, 4))
     server = Server(config)

@@ -1,0 +1,144 @@
+"""Where a graph runs: what a device is called, sessions on it, and its memory.
+
+The only module that imports onnxruntime. Owns the provider's options. Knows no slab, no row and no batch.
+
+ONNX Runtime falls back to the CPU in silence wherever its CUDA provider can't be loaded. Here that is an error that
+says what is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from serving.config import device_number
+from serving.cuda_machine import CUDA, PROVIDER_LIBRARY, Machine, missing
+from serving.errors import ConfigError
+
+CPU = "CPUExecutionProvider"
+UNGRAPHED = -1  # the graph id that asks for a run without a CUDA graph
+TF32 = "tf32"  # the precision that lets a GPU round products to TF32
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a graph runs: the CPU, or one GPU by its number."""
+
+    number: int | None = None  # None: the CPU
+
+    @staticmethod
+    def named(name: str) -> Device:
+        """The device called "cpu", "cuda" (the first GPU) or "cuda:N". Raises ConfigError."""
+        return Device(device_number(name))
+
+    def __str__(self) -> str:
+        return "cpu" if self.number is None else f"cuda:{self.number}"
+
+    @property
+    def kind(self) -> str:
+        """What ONNX Runtime calls its memory."""
+        return "cpu" if self.number is None else "cuda"
+
+    @property
+    def provider(self) -> str:
+        """Whose kernels compute on it."""
+        return CPU if self.number is None else CUDA
+
+
+def this_machine() -> Machine:
+    """What this one has."""
+    library = Path(ort.__file__).parent / "capi" / PROVIDER_LIBRARY
+    return Machine(ort.__version__, ort.get_available_providers(), ort.cuda_version, library.exists(), ctypes.CDLL)
+
+
+def check(device: Device) -> None:
+    """Make the device's libraries known to ONNX Runtime. Raises ConfigError: what is missing, and how to get it."""
+    if device.number is None:
+        return
+    with contextlib.redirect_stdout(io.StringIO()):  # what it can't find it prints; we say it ourselves
+        ort.preload_dlls()
+    lacks = missing(device.number, this_machine())
+    if lacks:
+        raise ConfigError(f"{device} can't be had on this machine. {'. '.join(lacks)}")
+
+
+def open_session(
+    path: Path,
+    device: Device,
+    *,
+    threads: int,
+    precision: str = "",
+    graphs: bool = False,
+    profile: Path | None = None,
+) -> Any:
+    """A session on `path`. Raises ConfigError.
+
+    `graphs` lets runs be captured as CUDA graphs. `profile`, the beginning of a file's name, has each node's run noted.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    providers = [(CUDA, cuda_options(device.number, precision, graphs=graphs))] if device.number is not None else [CPU]
+    try:
+        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    except Exception as error:
+        raise ConfigError(f"{path}: ONNX Runtime can't load it: {error}") from error
+    if device.provider not in session.get_providers():
+        raise ConfigError(f"{path}: ONNX Runtime didn't start its {device.provider} on {device}; its own log says why")
+    return session
+
+
+def cuda_options(number: int, precision: str, *, graphs: bool) -> dict[str, str]:
+    """The CUDA provider's options: TF32 only where the artifact says so, for ONNX Runtime's default is to use it."""
+    return {
+        "device_id": str(number),
+        "use_tf32": str(int(precision == TF32)),
+        "arena_extend_strategy": "kSameAsRequested",
+        "enable_cuda_graph": str(int(graphs)),
+    }
+
+
+def graph_options(graph: int) -> Any:
+    """Run options: capture, or replay, the CUDA graph of that id (UNGRAPHED: neither)."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+class Memory:
+    """A device's memory, as a session sees it: buffers, and views of their parts."""
+
+    def __init__(self, session: Any, device: Device) -> None:
+        self._session = session
+        self._device = device
+        self._any_output = session.get_outputs()[0].name
+
+    def allocate(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
+        """An OrtValue with rubbish in it. Raises ConfigError if there is no room."""
+        try:
+            return ort.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), np.dtype(dtype), self._device.kind, self._device.number or 0
+            )
+        except Exception as error:  # ONNX Runtime raises types of its own making
+            raise ConfigError(f"no memory on {self._device} for {list(shape)} of {np.dtype(dtype)}: {error}") from error
+
+    def view(self, address: int, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
+        """An OrtValue on memory that somebody else keeps alive."""
+        binding = self._session.io_binding()  # never run: a binding is what makes an OrtValue of an address
+        binding.bind_output(
+            self._any_output, self._device.kind, self._device.number or 0, np.dtype(dtype), list(shape), address
+        )
+        return binding.get_outputs()[0]

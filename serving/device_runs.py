@@ -1,0 +1,198 @@
+"""Runs on a device with memory of its own: the slab stays there, inputs go up in one copy, outputs come down in one.
+
+Owns the session, the slab, the device's buffers and the bindings. A single step's batch is padded to a bucket's size
+(1, 2, 4, … lanes): a lane's answer then doesn't depend on how many others there are within a bucket, and a bucket's
+run can be captured as a CUDA graph, which needs fixed shapes and addresses. Padding lanes start from row 0 and write
+rows of their own, beyond the ones that streams have. Chunks of several steps run as they are, without a graph.
+
+One thread runs all: CUDA graphs belong to the thread that captured them. The device may be the CPU, with copies to
+"its" memory and all: that is how the ordinary tests run this code.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, SlabSpec
+from serving.buffers import Buffers
+from serving.device import UNGRAPHED, Device, Memory, graph_options
+
+_ALIGNMENT = 256  # bytes; what CUDA's own allocations have, and more than any kernel asks for
+_MAX_BINDINGS = 1024  # (B, T) pairs kept; each has a few KiB
+_ZEROS = 1 << 24  # bytes of zeros that go up at a time
+
+Parts = list[tuple[str, npt.NDArray[Any], list[int]]]  # tensors by name: flat in the host's memory, and their shape
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """1, 2, 4, … lanes, up to `most`, which is one too."""
+    return sorted({1 << exponent for exponent in range(most.bit_length())} | {most})
+
+
+class Parcel:
+    """Tensors that travel together, one behind the other in one buffer of the device."""
+
+    def __init__(self, memory: Memory, address: int, parts: Parts, staging: npt.NDArray[np.uint8] | None) -> None:
+        """Begin at `address`; to send, all gather in `staging` first."""
+        self.tensors: list[tuple[str, npt.DTypeLike, list[int], int]] = []  # name, dtype, shape, address
+        self._places: list[tuple[npt.NDArray[np.uint8], int, int]] = []
+        end = 0
+        for name, values, shape in parts:
+            begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = begin + values.nbytes
+            self.tensors.append((name, values.dtype, shape, address + begin))
+            self._places.append((values.view(np.uint8), begin, end))
+        self._there = memory.view(address, [end], np.uint8)
+        self._here = None if staging is None else staging[:end]
+
+    def send(self) -> None:
+        """Copy all to the device."""
+        staging = self._here
+        assert staging is not None, "a parcel to fetch is sent"
+        for values, begin, end in self._places:
+            staging[begin:end] = values
+        self._there.update_inplace(staging)
+
+    def fetch(self) -> None:
+        """Copy all from the device."""
+        data = self._there.numpy()
+        for values, begin, end in self._places:
+            values[:] = data[begin:end]
+
+
+def _room(tensors: Iterable[npt.NDArray[Any]]) -> int:
+    """Bytes that a parcel of such tensors takes at most."""
+    return sum(values.nbytes + _ALIGNMENT for values in tensors)
+
+
+class DeviceRuns:
+    """A graph on a device, its slab, and its buckets."""
+
+    def __init__(self, session: Any, device: Device, buffers: Buffers, *, rows: int, graphed: bool) -> None:
+        """`rows` is what streams have. Raises ConfigError if the device has no memory for the slab."""
+        self.graphed = graphed
+        self.buckets = bucket_sizes(buffers.lanes)
+        # Two for each lane, where no stream's state is: padding writes the first, captures and their proof both.
+        self.scratch = np.arange(rows, rows + 2 * buffers.lanes).reshape(2, buffers.lanes)
+        self._session = session
+        self._device = device
+        self._memory = memory = Memory(session, device)
+        self._buffers = buffers
+        self._owner = threading.get_ident()
+        self._specs = buffers.contract.slabs()
+        self._slabs = [memory.allocate([rows + self.scratch.size, slab.width], slab.dtype) for slab in self._specs]
+        for slab, value in zip(self._specs, self._slabs, strict=True):
+            self._clear(slab, value)
+        self.write(0, [slab.initial_row() for slab in self._specs])
+        self._lengths_there = _on_device(session, LENGTHS)
+        sent: list[npt.NDArray[Any]] = [buffers.lengths, buffers.read_rows, buffers.write_rows, *buffers.inputs]
+        up = _room(sent)
+        self._staging = np.zeros(up, np.uint8)
+        self._up = memory.allocate([up], np.uint8)
+        self._down = memory.allocate([_room(buffers.outputs)], np.uint8)
+        self._runs: dict[tuple[int, int], Callable[[], None]] = {}
+
+    def prepared(self, lanes: int, steps: int) -> Callable[[], None]:
+        """What runs the first `lanes` lanes of the buffers, of `steps` steps each. For the owning thread alone."""
+        assert threading.get_ident() == self._owner, "a device is run by a thread that doesn't own its session"
+        run = self._runs.get((lanes, steps))
+        if run is None:
+            if len(self._runs) >= _MAX_BINDINGS:
+                self._runs = {size: kept for size, kept in self._runs.items() if size[1] == 1}
+            run = self._runs[lanes, steps] = self._padded(lanes) if steps == 1 else self.plain(lanes, steps)
+        return run
+
+    def plain(self, lanes: int, steps: int) -> Callable[[], None]:
+        """What runs just so many lanes, without a CUDA graph."""
+        return self._bound(lanes, steps, graph_options(UNGRAPHED) if self.graphed else None)
+
+    def read(self, row: int) -> list[npt.NDArray[Any]]:
+        """A copy of one row: one [W] array per slab. From any thread: a row that is referred to doesn't change."""
+        return [
+            np.array(self._row(slab, value, row).numpy()) for slab, value in zip(self._specs, self._slabs, strict=True)
+        ]
+
+    def write(self, row: int, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Change one row, which no run reads. For the owning thread alone: the copy is done when it returns, there."""
+        assert threading.get_ident() == self._owner, "a row is written by a thread that doesn't own the slab"
+        for slab, there, value in zip(self._specs, self._slabs, values, strict=True):
+            self._row(slab, there, row).update_inplace(np.ascontiguousarray(value, dtype=slab.dtype))
+
+    def _row(self, slab: SlabSpec, there: Any, row: int) -> Any:
+        return self._memory.view(there.data_ptr() + row * slab.row_bytes, [slab.width], slab.dtype)
+
+    def _clear(self, slab: SlabSpec, there: Any) -> None:
+        rows = there.shape()[0]
+        at_once = max(1, _ZEROS // slab.row_bytes)
+        for first in range(0, rows, at_once):
+            count = min(at_once, rows - first)
+            part = self._memory.view(there.data_ptr() + first * slab.row_bytes, [count, slab.width], slab.dtype)
+            part.update_inplace(np.zeros((count, slab.width), slab.dtype))
+
+    def _padded(self, lanes: int) -> Callable[[], None]:
+        """Single steps of `lanes` lanes, as a batch of the smallest bucket that has room for them."""
+        size = next(size for size in self.buckets if size >= lanes)
+        if size > lanes:
+            whole, buffers, padding = self.prepared(size, 1), self._buffers, slice(lanes, size)
+
+            def run() -> None:
+                buffers.lengths[padding] = 1
+                buffers.read_rows[padding] = 0
+                buffers.write_rows[padding] = self.scratch[0, padding]
+                whole()
+
+            return run
+        return self._bound(size, 1, graph_options(size) if self.graphed else None)
+
+    def _bound(self, lanes: int, steps: int, options: Any) -> Callable[[], None]:
+        """Copy up, run, copy down; what is copied, and where to, stays the same from run to run."""
+        up = Parcel(self._memory, self._up.data_ptr(), self._sent(lanes, steps), self._staging)
+        down = Parcel(self._memory, self._down.data_ptr(), self._fetched(lanes, steps), None)
+        binding, kind, number = self._session.io_binding(), self._device.kind, self._device.number or 0
+        if not self._lengths_there:
+            lengths = self._buffers.lengths
+            binding.bind_input(LENGTHS, "cpu", 0, lengths.dtype, [lanes], lengths.ctypes.data)
+        for name, dtype, shape, address in up.tensors:
+            binding.bind_input(name, kind, number, dtype, shape, address)
+        for name, dtype, shape, address in down.tensors:
+            binding.bind_output(name, kind, number, dtype, shape, address)
+        for slab, value in zip(self._specs, self._slabs, strict=True):
+            binding.bind_ortvalue_input(slab.input, value)
+            binding.bind_ortvalue_output(slab.output, value)
+
+        def run() -> None:
+            up.send()
+            self._session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()  # the copy that follows goes by another stream
+            down.fetch()
+
+        return run
+
+    def _sent(self, lanes: int, steps: int) -> Parts:
+        buffers = self._buffers
+        parts: Parts = [
+            (READ_ROWS, buffers.read_rows[:lanes], [lanes]),
+            (WRITE_ROWS, buffers.write_rows[:lanes], [lanes]),
+        ]
+        if self._lengths_there:
+            parts.append((LENGTHS, buffers.lengths[:lanes], [lanes]))
+        for spec, values in zip(buffers.contract.inputs, buffers.inputs, strict=True):
+            parts.append((spec.name, values[: lanes * steps * spec.elements], [lanes, steps, *spec.shape]))
+        return parts
+
+    def _fetched(self, lanes: int, steps: int) -> Parts:
+        specs = zip(self._buffers.contract.outputs, self._buffers.outputs, strict=True)
+        return [
+            (spec.name, values[: lanes * steps * spec.elements], [lanes, steps, *spec.shape]) for spec, values in specs
+        ]
+
+
+def _on_device(session: Any, name: str) -> bool:
+    """Whether the graph reads that input in the device's memory; what is bound elsewhere is copied in every run."""
+    infos = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    return any(tensor.name == name and info.name == "Cuda" for tensor, info in infos)
