@@ -23,6 +23,7 @@ class Health:
         self._servicer = health.HealthServicer()
         self._working = False
         self._dead = False
+        self._leaving = False
         self._said: dict[str, bool] = {}
         self._lock = threading.Lock()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
@@ -40,8 +41,8 @@ class Health:
 
     @property
     def working(self) -> bool:
-        """Whether the loop does its turns."""
-        return self._working
+        """Whether the loop does its turns and takes new streams."""
+        return self._working and not self._leaving
 
     def update(self, *, working: bool) -> None:
         """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""
@@ -68,6 +69,7 @@ class Health:
 
     def leave(self) -> None:
         """Say NOT_SERVING to everybody from now on, whatever happens."""
+        self._leaving = True
         self._servicer.enter_graceful_shutdown()
 
     def _say(self, name: str, *, serving: bool) -> None:

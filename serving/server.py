@@ -29,6 +29,7 @@ from serving.metrics import serve_metrics
 from serving.models import Models
 from serving.oip import infer_service
 from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
+from serving.oip.described import described_files
 from serving.one_thread import OneThread
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
@@ -61,7 +62,7 @@ class Server:
         self.lanes = Lanes(thread.call(lambda: [self._load(artifact) for artifact in artifacts]))
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         self.health = Health(self._server, self.lanes)
-        add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"))
+        add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"), described_files())
         desk = infer_service.Desk(self.front)
         self._wire = Wire(
             self._server,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import torch
 from tritonclient import grpc as triton
+from tritonclient.grpc import service_pb2
 
 from serving.server import Server
 from tests.serving.client import SECONDS
@@ -39,11 +42,16 @@ def tensor(x: Array, name: str = "x") -> Any:
     return triton.InferInput(name, [1, *x.shape], datatype).set_data_from_numpy(x[None])
 
 
+def first(result: Any) -> Array:
+    """Y of an answer, without the batch."""
+    found: Array = result.as_numpy("y")[0]
+    return found
+
+
 def ask(client: Any, x: Array | None, key: int | str, **options: Any) -> Array:
     """One unary request with x [T, F], or one step [F]: y as it came, without the batch."""
     inputs = [] if x is None else [tensor(x)]
-    found: Array = client.infer("lstm", inputs, sequence_id=key, **options).as_numpy("y")
-    return found[0]
+    return first(client.infer("lstm", inputs, sequence_id=key, **options))
 
 
 class Stream:
@@ -54,7 +62,7 @@ class Stream:
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client.start_stream(lambda result, error: self._answers.put((result, error)), **options)
 
-    def send(self, x: Array | None, key: int | str, model: str = "lstm", **options: Any) -> None:
+    def send(self, x: Array | None, key: int | str, *, model: str = "lstm", **options: Any) -> None:
         """One request."""
         inputs = [] if x is None else [tensor(x)]
         self.client.async_stream_infer(model, inputs, sequence_id=key, **options)
@@ -68,8 +76,7 @@ class Stream:
 
     def y(self) -> Array:
         """The next answer's y, without the batch."""
-        found: Array = self.result().as_numpy("y")
-        return found[0]
+        return first(self.result())
 
     def stop(self, *, cancel: bool = False) -> None:
         """End the stream."""
@@ -85,20 +92,40 @@ def streaming(server: Server | str, **options: Any) -> Iterator[Stream]:
         stream.stop(cancel=True)
 
 
-def check(found: Array, lstm: torch.nn.LSTM, x: Array, first: int = 0, state: Any = None) -> None:
-    """Assert that `found` is what PyTorch says to x [T, F], from step `first` on: as near the truth as PyTorch is.
+def raw_infer(channel: grpc.Channel) -> Any:
+    """ModelInfer without the client: tritonclient's messages over plain gRPC."""
+    return channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=service_pb2.ModelInferResponse.FromString,
+    )
+
+
+def request(key: int | str, *, start: bool = False, end: bool = False) -> Any:
+    """The message of one step of a sequence of the model "lstm"."""
+    made = service_pb2.ModelInferRequest(model_name="lstm")
+    if isinstance(key, str):
+        made.parameters["sequence_id"].string_param = key
+    else:
+        made.parameters["sequence_id"].int64_param = key
+    made.parameters["sequence_start"].bool_param = start
+    made.parameters["sequence_end"].bool_param = end
+    made.inputs.add(name="x", datatype="FP32", shape=[1, F])
+    made.raw_input_contents.append(given(1).tobytes())
+    return made
+
+
+def check(found: Array, lstm: torch.nn.LSTM, x: Array, *, after: int = 0) -> None:
+    """Assert that `found` is what PyTorch says to x [T, F] after its first `after` steps, as near the truth as it is.
 
     The truth is PyTorch in float64.
     """
-    exact, rounded = (_run(lstm, x, dtype, state) for dtype in (torch.float64, torch.float32))
+    exact, rounded = (_run(lstm, x, dtype) for dtype in (torch.float64, torch.float32))
     bound = 4 * float(np.abs(exact - rounded).max()) + 2.0**-23
-    np.testing.assert_allclose(np.asarray(found, np.float64), exact[first : first + len(found)], rtol=0, atol=bound)
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact[after : after + len(found)], rtol=0, atol=bound)
 
 
-def _run(lstm: torch.nn.LSTM, x: Array, dtype: torch.dtype, state: Any) -> Array:
-    copy = torch.nn.LSTM(F, H, lstm.num_layers, batch_first=True).to(dtype)
-    copy.load_state_dict(lstm.state_dict())
-    first = None if state is None else tuple(torch.from_numpy(each)[:, None].to(dtype) for each in state)
+def _run(lstm: torch.nn.LSTM, x: Array, dtype: torch.dtype) -> Array:
     with torch.no_grad():
-        y: Array = copy(torch.from_numpy(x)[None].to(dtype), first)[0][0].double().numpy()
+        y: Array = copy.deepcopy(lstm).to(dtype)(torch.from_numpy(x)[None].to(dtype))[0][0].double().numpy()
     return y
