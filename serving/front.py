@@ -17,6 +17,7 @@ from serving.stats import ServerStats
 from serving.streams import Sink, Stream
 
 SERVICE = "cellstream.v1.StreamInference"
+OPEN_INFERENCE = "inference.GRPCInferenceService"
 MAX_NAME = 256  # characters of a model or stream_id
 
 

@@ -11,7 +11,7 @@ import threading
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from serving.front import SERVICE
+from serving.front import OPEN_INFERENCE, SERVICE
 from serving.lane import Lane, Lanes
 
 
@@ -50,11 +50,11 @@ class Health:
             working = working and not self._dead
             self._working = working
             everything = working and all(lane.ready for lane in self._lanes)
-            names = {"", SERVICE, *(lane.name for lane in self._lanes)}
+            names = {"", SERVICE, OPEN_INFERENCE, *(lane.name for lane in self._lanes)}
             names |= {f"{lane.name}/{lane.version}" for lane in self._lanes}
             for name in self._said.keys() - names:
                 self._say(name, serving=False)  # not served any more
-            for name in ("", SERVICE):
+            for name in ("", SERVICE, OPEN_INFERENCE):
                 self._say(name, serving=everything)
             for lane in self._lanes:
                 self._say(f"{lane.name}/{lane.version}", serving=working and lane.ready)

@@ -51,6 +51,7 @@ class Models:
         self._post = post
         self._allowed = allowed
         self._lock = threading.Lock()  # one change at a time
+        self._closed = False
         self.on_change: Callable[[], None] = lambda: None  # called on the loop's thread
         self.on_add: Callable[[Lane], None] = lambda _lane: None
 
@@ -99,6 +100,10 @@ class Models:
             on_loop(self._post, end)
             log.info("model unloaded", model=name, versions=[lane.version for lane in lanes])
 
+    def close(self) -> None:
+        """The server is leaving: what is loaded from now on admits nothing. On the loop's thread."""
+        self._closed = True
+
     def _add(self, artifact: Artifact) -> None:
         try:
             lane = self._load(artifact)
@@ -111,6 +116,8 @@ class Models:
 
         def add() -> None:
             self.on_add(lane)
+            if self._closed:
+                lane.streams.close()
             self._lanes.add(lane)
             self.on_change()
 

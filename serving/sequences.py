@@ -79,6 +79,10 @@ class Sequences:
     def __len__(self) -> int:
         return len(self._live)
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether that one is live."""
+        return key in self._live
+
     def __iter__(self) -> Iterator[LiveSequence]:
         return iter(list(self._live.values()))
 

@@ -126,7 +126,7 @@ class Server:
 
     def _add_open_inference(self, desk: infer_service.Desk) -> None:
         config = self._config
-        models = Models(
+        models = self._models = Models(
             config.model_repository,
             self.lanes,
             load=self._load if config.device == "cpu" else self._load_on_loop,
@@ -145,6 +145,7 @@ class Server:
         add_open_inference(self._server, admin, self.front)
 
     def _close(self) -> None:
+        self._models.close()
         for lane in self.lanes:
             lane.streams.close()
         self.front.go_away(self._config.grace)

@@ -14,10 +14,9 @@ from google.protobuf.json_format import ParseDict
 
 from model.triton_config import PLATFORM, model_config
 from serving.errors import Refusal, Unsupported
-from serving.front import MAX_NAME, Front
+from serving.front import MAX_NAME, OPEN_INFERENCE, Front
 from serving.lane import Lane
 from serving.models import Models
-from serving.oip.infer_service import SERVICE
 from serving.oip.requests import find_lane
 from serving.oip.statistics import statistics
 from serving.oip.tensors import datatype
@@ -157,7 +156,7 @@ def add_open_inference(server: grpc.Server, admin: OpenInferenceAdmin, front: Fr
         "RepositoryModelUnload": handler(admin.repository_model_unload, pb.RepositoryModelUnloadRequest),
         **{name: _not_offered(name, why) for name, why in _NOT_OFFERED.items()},
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
 
 
 def _config(lane: Lane) -> dict[str, Any]:

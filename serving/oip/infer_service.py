@@ -17,9 +17,9 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from serving.errors import InvalidInput, Refusal, ShuttingDown
-from serving.front import Front
+from serving.front import OPEN_INFERENCE, Front
 from serving.lane import Lane
-from serving.live_sequence import Answer, LiveSequence
+from serving.live_sequence import Answer, Key, LiveSequence
 from serving.oip.answers import Form, error_response
 from serving.oip.requests import Parsed, find_lane, parse, wants_final
 from serving.oip.v1 import inference_pb2 as pb
@@ -28,9 +28,8 @@ from serving.status import code_of, trailing
 from serving.streams import Phase
 from serving.wire import Call
 
-SERVICE = "inference.GRPCInferenceService"
-INFER = f"/{SERVICE}/ModelInfer"
-STREAM_INFER = f"/{SERVICE}/ModelStreamInfer"
+INFER = f"/{OPEN_INFERENCE}/ModelInfer"
+STREAM_INFER = f"/{OPEN_INFERENCE}/ModelStreamInfer"
 _END_BY_STATUS = ("triton_grpc_error", "true")  # metadata: a request that fails ends the stream
 
 _RAW = b"\x3a"  # field 7 of ModelInferRequest, bytes
@@ -116,9 +115,14 @@ class Desk:
         ticket.final = streamed and wants_final(request.parameters)
         lane = ticket.lane = find_lane(front, request.model_name, request.model_version)
         parsed = parse(lane, request, streamed=streamed)
+        if not request.model_version and not parsed.ask.start and parsed.ask.key not in lane.sequences:
+            older = self._where_it_lives(lane, parsed.ask.key)
+            if older is not None:  # a newer version was loaded since the sequence began
+                lane = ticket.lane = older
+                parsed = parse(lane, request, streamed=streamed)
         ticket.form, ticket.steps = parsed.form, parsed.ask.steps
         live = lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
-        if live is not None:
+        if live is not None and lane is find_lane(front, request.model_name, request.model_version):
             self._plan(data, rest, request, parsed, live)
 
     def forget(self) -> None:
@@ -131,6 +135,10 @@ class Desk:
         self.front.stats.refusals[refusal.reason] += 1
         if ticket.lane is not None:
             ticket.lane.sequences.failed += 1
+
+    def _where_it_lives(self, lane: Lane, key: Key) -> Lane | None:
+        others = [other for other in self.front.lanes if other.name == lane.name and key in other.sequences]
+        return max(others, key=lambda other: other.version, default=None)
 
     def _follow(self, plan: _Plan, data: bytes, ticket: Ticket, caller: Caller) -> bool:
         live = plan.live

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cellstream.v1.stream_inference_pb2 import Open, StreamRequest
 from serving.config import Batching, Limits, ServerConfig
 from serving.engine import Engine
-from serving.oip.infer_service import SERVICE, STREAM_INFER
+from serving.front import OPEN_INFERENCE
+from serving.oip.infer_service import STREAM_INFER
 from serving.oip.v1 import inference_pb2 as pb
 from serving.server import Server
 from tests.serving.client import SECONDS, RawCall, StreamCall
@@ -57,7 +58,7 @@ def channel(server: Server) -> Iterator[grpc.Channel]:
 
 def ask(channel: grpc.Channel, name: str, request: Any, response: Any) -> Any:
     """One unary RPC of the protocol."""
-    method: Any = channel.unary_unary(f"/{SERVICE}/{name}", None, response.FromString)
+    method: Any = channel.unary_unary(f"/{OPEN_INFERENCE}/{name}", None, response.FromString)
     return method(request.SerializeToString(), timeout=SECONDS)
 
 
@@ -297,9 +298,26 @@ def test_a_new_version_is_served_beside_the_old(
         assert second != first
         gone_on = sequences.ask(step("a", version="1")).infer_response
         assert (gone_on.model_version, gone_on.raw_output_contents[0]) == ("1", second[0])
+        unversioned = sequences.ask(step("a")).infer_response
+        assert unversioned.model_version == "1", "a live sequence stays where its state is"
         assert sequences.ask(step("a", start=True)).infer_response.model_version == "2"
+        assert sequences.ask(step("a")).infer_response.model_version == "2"
         with StreamCall(channel) as newer:
             assert newer.open("vectors").version == 2
     assert sorted(server.models) == ["tokens/1", "vectors/1", "vectors/2"]
     unload(channel, "vectors")
     assert server.models == ("tokens/1",)
+
+
+def test_what_is_loaded_while_the_server_leaves_admits_nothing(server: Server, channel: grpc.Channel) -> None:
+    """A load that ends during the drain serves the model for nobody new."""
+    unload(channel, "tokens")
+    with StreamCall(channel) as stream:
+        stream.open("vectors")
+        server.loop.post(server._close)
+        assert stream.receive().WhichOneof("message") == "go_away"
+        load(channel, "tokens")
+        with StreamCall(channel) as late:
+            late.send(StreamRequest(open=Open(model="tokens")))
+            code, _, reason = late.end()
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "shutting_down")
