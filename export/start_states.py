@@ -1,6 +1,6 @@
 """Inputs that say whether a sequence starts, made states of the graph: each gets a successor that says it doesn't.
 
-Owns that rewriting, the shape that such an input gets ([batch, 1], as Triton's states need an axis beside the batch) and
+Owns that rewriting, the shape that such an input gets ([batch, 1]: Triton's states have an axis beside the batch) and
 the name of its successor. Runs nothing.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 
-from export.layouts import BATCH
+from export.layouts import BATCH, Layout
 from export.pairs import find_pairs
 from export.subgraphs import given_names, rename, used_names
 from export.theirs import Theirs, WrapError, dims, dtype
@@ -44,11 +44,9 @@ def add_starts(theirs: Theirs, asked: Asked) -> Asked:
         _widen(theirs, values[name])
         pairs[name] = theirs.starts[name] = _successor(name, pairs, _taken(theirs))
         _never_again(theirs, values[name], false)
-    axes = {name: (BATCH, *[1] * (len(dims(values[name])) - 1)) for name in said}
+    axes: dict[str, Layout] = {name: (BATCH, *[1] * (len(dims(values[name])) - 1)) for name in said}
     firsts = {name: true for name, (_, true) in said.items()}
-    return replace(
-        asked, starts=said, shapes={**asked.shapes, **axes}, initial={**asked.initial, **firsts}
-    )
+    return replace(asked, starts=said, shapes={**asked.shapes, **axes}, initial={**asked.initial, **firsts})
 
 
 def _fitted(value: ValueInfoProto, both: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -69,9 +67,16 @@ def _check(name: str, values: Mapping[str, ValueInfoProto], asked: Asked) -> Non
     """Such an input is there, is nothing else, and says one thing to each stream."""
     if name not in values:
         raise WrapError(f"--start {name}: no input is called so; there are {', '.join(sorted(values))}")
-    for option in ("state", "constant", "input", "initial", "range", "shape"):
-        if name in getattr(asked, f"{option}s" if option != "initial" else option):
-            raise WrapError(f"--start {name} and --{option} {name}: it is a state with values of its own; say one of them")
+    for option, given in (
+        ("state", asked.states),
+        ("constant", asked.constants),
+        ("input", asked.inputs),
+        ("initial", asked.initial),
+        ("range", asked.ranges),
+        ("shape", asked.shapes),
+    ):
+        if name in given:
+            raise WrapError(f"--start {name} and --{option} {name}: the first says all there is to say; leave one out")
     declared = dims(values[name])
     if any(isinstance(size, int) and size != 1 for size in declared[1:]):
         raise WrapError(f"--start {name}: its shape {declared} is more than one value a stream ([batch] or [batch, 1])")
@@ -123,5 +128,5 @@ def _sort_alike(pairs: Mapping[str, str]) -> bool:
 
 def _taken(theirs: Theirs) -> set[str]:
     graph = theirs.model.graph
-    declared = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    declared = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
     return declared | given_names(graph.node) | used_names(graph.node)

@@ -61,7 +61,9 @@ def _asked(config: Message, folder: Path, *, settled: Container[str]) -> Asked:
     tensors |= {_text(state, "input_name"): state for state in states}
     shapes = {name: _layout(tensor) for name, tensor in tensors.items()} if batched else {}
     firsts = {_text(state, "input_name"): _first(state, folder, batched=batched) for state in states}
-    controls = [_control(control) for control in _all(batching, "control_input") if _text(control, "name") not in settled]
+    controls = [
+        _control(control) for control in _all(batching, "control_input") if _text(control, "name") not in settled
+    ]
     return Asked(
         states=pairs,
         outputs=tuple(_text(tensor, "name") for tensor in _all(config, "output")),
@@ -117,8 +119,8 @@ class _Control(NamedTuple):
     def never_told(self) -> str:
         """The line for people whose graph may wait for a sequence's end."""
         return (
-            f"end {self.name!r} stays {self.false}: Triton says {self.true} with a sequence's last request, which a stream"
-            " doesn't know beforehand; a graph that answers otherwise there answers otherwise here"
+            f"end {self.name!r} stays {self.false}: Triton says {self.true} with a sequence's last request, and no step"
+            " of a stream is known to be its last; where a graph answers otherwise then, it doesn't here"
         )
 
 

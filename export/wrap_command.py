@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "  no state            --input cell_id           an input that only looks like one\n"
         "  what clients get    --output logits           of the outputs, all but the states' by default\n"
         "  a side input        --constant sr=16000       a value, or a .npy file; it never changes\n"
-        "  a sequence's start  --start START=0:1         an input that says 1 with a stream's first step, then 0; 0:1 is\n"
-        "                                                what it says if nothing is told, and false:true serves booleans\n"
+        "  a sequence's start  --start START             an input that says 1 with a stream's first step, and 0 with\n"
+        "                                                all others; --start START=-1:1 for -1 instead of 0\n"
         "  a first value       --initial h=h0.npy        of a new stream, where it isn't zero; a value or a .npy file\n"
         "  what axes are       --shape x=batch,time,80   per axis a size, 'batch' or 'time'; a number where a call of\n"
         "                                                several frames is one step: --shape audio=batch,512\n"
@@ -73,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
         ("range", "NAME=LOW:HIGH"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help="see below; repeatable")
-    made.add_argument(
-        "--start", action="append", default=[], metavar="NAME[=FALSE:TRUE]", help="see below; repeatable"
-    )
+    made.add_argument("--start", action="append", default=[], metavar="NAME[=FALSE:TRUE]", help="see below; repeatable")
     for option in ("input", "output"):
         made.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help="see below; repeatable")
     made.add_argument(

@@ -33,8 +33,8 @@ INITIAL = "initial"
 class ByHand:
     """Their graph as anybody would run it: one stream at a time, the states carried from call to call.
 
-    `streams` and `steps` are what one call takes: a batch that is fixed is filled with the same stream. What says whether
-    a sequence starts is told so with the first call and never again, whatever the graph gives as its successor.
+    `streams` and `steps` are what one call takes: a batch that is fixed is filled with the same stream. An input that
+    says whether a sequence starts says so in the first call and never again, whatever the graph gives as its successor.
     """
 
     path: Path
