@@ -64,6 +64,16 @@ bare (float[4] x, float[1] START, float[4] h) => (float[4] y, float[4] h_out) <f
 }}
 """
 STATELESS = f"{HEADER} stateless (float[4] x, float[1] START) => (float[4] y) {{ y = Sub(x, START) }}"
+# Not for several streams at once: an If wants one value.
+BRANCHED = f"""{HEADER}
+branched (float[1,4] x, bool[1] START, float[1,4] h) => (float[1,4] y, float[1,4] h_out) {{
+  h_out = If (START) <
+    then_branch = first () => (float[1,4] a) {{ a = Neg(x) }},
+    else_branch = later () => (float[1,4] b) {{ b = Add(x, h) }}
+  >
+  y = Neg(h_out)
+}}
+"""
 SCALAR = f"{HEADER} scalar (float[1,4] x, float START) => (float[1,4] y) {{ y = Sub(x, START) }}"
 # Every step of a run hears of a start: several steps in one are something else than one by one.
 TIMED = f"""{HEADER}

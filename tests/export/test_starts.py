@@ -28,16 +28,8 @@ def wrap(tmp_path: Path) -> Wrap:
 
     def run(model: str, *options: str) -> Contract:
         path = wrapped.save(model, tmp_path / "theirs.onnx")
-        arguments = [
-            "wrap",
-            str(path),
-            "--name",
-            "a",
-            "--out",
-            str(tmp_path / "out"),
-            *(options or ["--start", "START"]),
-        ]
-        assert command.main(arguments) == 0
+        arguments = ["wrap", str(path), "--name", "a", "--out", str(tmp_path / "out")]
+        assert command.main([*arguments, *(options or ["--start", "START"])]) == 0
         return artifact.read_graph(tmp_path / "out" / "a" / "1" / artifact.RESIDENT, weights=False)[1]
 
     return run
@@ -78,8 +70,9 @@ def streamed(folder: Path, contract: Contract, xs: list[list[Arrays]]) -> list[l
         (starting.BARE, "float32", "one by one", ()),
         (starting.STATELESS, "float32", "one by one", ()),
         (starting.SCALAR, "float32", "one by one", ()),
+        (starting.BRANCHED, "bool", "one by one", ()),
     ],
-    ids=["simple", "ready", "flagged", "flat", "reset", "timed", "bare", "stateless", "scalar"],
+    ids=["simple", "ready", "flagged", "flat", "reset", "timed", "bare", "stateless", "scalar", "branched"],
 )
 def test_a_stream_is_told_its_start(
     wrap: Wrap, tmp_path: Path, model: str, dtype: str, batches: str, options: tuple[str, ...]

@@ -116,15 +116,10 @@ def test_two_sequences_and_a_restart(name: str, repository: Path, client: Infere
 
 
 def test_a_start_shows_in_the_answers(client: InferenceServerClient) -> None:
-    """The same value sent four times: one more with each start, and with nothing else."""
+    """The same value sent four times: one more with each start, and with no other."""
     x = np.array([5], np.int32)
-    flags: tuple[dict[str, bool], ...] = (
-        {"sequence_start": True},
-        {},
-        {"sequence_start": True},
-        {"sequence_end": True},
-    )
-    answers = [ask(client, "simple_sequence", x, 3, **flag) for flag in flags]
+    answers = [ask(client, "simple_sequence", x, 3, sequence_start=start) for start in (True, False, True, False)]
+    ask(client, "simple_sequence", x, 3, sequence_end=True)
     assert [int(np.frombuffer(answer, np.int32)[0]) for answer in answers] == [6, 5, 6, 5]
 
 
