@@ -116,9 +116,9 @@ def _successor(name: str, pairs: Mapping[str, str], taken: set[str]) -> str:
     """A fresh name; one that Triton, which pairs states by the order of their names, can pair, if there is one."""
     before = max((other for other in pairs if other < name), default=None)
     choices = [f"{name}_next", f"0_{name}" if before is None else f"{pairs[before]}_{name}"]
-    for place, choice in enumerate(choices):
+    for place in range(len(choices)):
         while choices[place] in taken:
-            choices[place] = f"{choices[place]}_{choice}"
+            choices[place] += "_"
     return next((choice for choice in choices if _sort_alike({**pairs, name: choice})), choices[0])
 
 

@@ -26,8 +26,7 @@ def add_batch(theirs: Theirs, asked: Asked) -> None:
     inputs = [value for value in plain if _bare(value, asked)]
     if not set(pairs or [value.name for value in plain]) <= {value.name for value in inputs}:
         return
-    given = [value for value in graph.output if value.name not in theirs.starts.values()]
-    outputs = [value for value in given if _bare(value, asked) or value.name in pairs.values()]
+    outputs = [value for value in graph.output if _bare(value, asked) or value.name in pairs.values()]
     graph.initializer.append(numpy_helper.from_array(np.array([0]), AXIS))
     rename(graph.node, {value.name: value.name + INNER for value in (*inputs, *outputs)})
     for value in inputs:

@@ -114,6 +114,22 @@ names (int32[n,1] INPUT, int32[n,1] START, int32[n,1] A) => (int32[n,1] OUTPUT, 
   OUTPUT = Add(START_next, START)
 }}
 """
+# START has a value of its own, and its successor's obvious name is taken.
+DEFAULT = f"""{HEADER}
+default (float[n,4] x, float[1,1] START) => (float[n,4] y) <float[1,1] START = {{0}}> {{
+  START_next = Neg(x)
+  y = Add(START_next, START)
+}}
+"""
+# Only its shape tells that q is a state, and START has that shape, too.
+SHAPED = f"""{HEADER}
+shaped (float[n,2] x, float[n,1] START, float[n,1] q) => (float[n,3] y, float[n,1] z) <float[2,3] w> {{
+  z = Add(q, START)
+  wide = MatMul(x, w)
+  y = Add(wide, z)
+}}
+"""
+TABLE = f"{HEADER} table (float[n,3] x, float[n,1] START, float[3] k) => (float[n,3] y) {{ y = Sum(x, START, k) }}"
 _KINDS = {"tensor(int32)": np.int32, "tensor(float)": np.float32, "tensor(bool)": np.bool_}
 
 

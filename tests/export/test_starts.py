@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from export import __main__ as command
-from export import artifact, starts, wrap_proof
+from export import artifact, run_faults, starts, wrap_proof
 from export.runtime import Resident
-from export.wrap_parity import ByHand
+from export.wrap_parity import INITIAL, ByHand, draw, in_changing_batches
 from model.contract import Contract
 from tests import starting, wrapped
 from tests.starting import Arrays
@@ -174,3 +174,34 @@ def test_a_successor_that_triton_pairs(wrap: Wrap) -> None:
     """It is called so that states sort alike as inputs and as outputs, and like nothing else in the graph."""
     contract = wrap(starting.NAMES, "--start", "START", "--state", "A=Z")
     assert {state.input: state.output for state in contract.states} == {"A": "Z", "START": "Z_START"}
+
+
+def test_an_input_with_a_value_of_its_own(wrap: Wrap) -> None:
+    """It is an input again, and its successor is called like nothing else in the graph."""
+    (start,) = starts.noted(wrap(starting.DEFAULT))
+    assert (start.state.input, start.state.output) == ("START", "START_next_")
+
+
+def test_a_start_is_never_taken_for_another_state(wrap: Wrap) -> None:
+    """Where shapes alone tell states, those that say a start don't stand in the way."""
+    contract = wrap(starting.SHAPED)
+    assert {state.input: state.output for state in contract.states} == {"START": "START_next", "q": "z"}
+
+
+def test_a_table_gets_no_batch_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A graph whose only state is a start has its batch where its inputs have it."""
+    path = wrapped.save(starting.TABLE, tmp_path / "theirs.onnx")
+    assert command.main(["wrap", str(path), "--name", "a", "--out", str(tmp_path), "--start", "START"]) == 1
+    assert "input 'k' [3] has no free axis" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [(run_faults.NeverStarted, 0), (run_faults.AlwaysStarted, 1)], ids=["never", "always"]
+)
+def test_what_the_planted_faults_do(wrap: Wrap, tmp_path: Path, fault: type[Resident], told: int) -> None:
+    """One tells no step of a start, the other all of them."""
+    contract = wrap(starting.SIMPLE)
+    sample = draw(contract, 3, 4, INITIAL, seed=0)
+    path = tmp_path / "out" / "a" / "1" / artifact.RESIDENT
+    answer = in_changing_batches(path, contract, sample, 1, 0, runs=fault)["OUTPUT"]
+    assert (answer - sample.inputs["INPUT"] == told).all()
