@@ -31,12 +31,14 @@ _SHOWN = 8
 def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Sequence[str]) -> dict[str, str]:
     """State input -> state output; `asked` is all of them where it isn't empty, `plain` inputs are none.
 
+    What says whether a sequence starts is a state besides those.
+
     Raises WrapError where names and shapes leave a choice, naming the option that settles it.
     """
-    inputs = {value.name: value for value in theirs.inputs if value.name not in plain}
-    outputs = {value.name: value for value in theirs.outputs}
+    inputs = {value.name: value for value in theirs.inputs if value.name not in (*plain, *theirs.starts)}
+    outputs = {value.name: value for value in theirs.outputs if value.name not in theirs.starts.values()}
     pairs = _checked(asked, inputs, outputs) if asked else _guessed(theirs, inputs, outputs)
-    if not pairs:
+    if not pairs and not theirs.starts:
         raise WrapError(
             f"no state found: inputs {_listed(inputs)}, outputs {_listed(outputs)}; say which output is the successor"
             " of which input: --state IN=OUT"
@@ -50,7 +52,8 @@ def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Sequence[str]) -
                 f"input {name!r} looks like a state, and its successor could be {_listed(alike)}: say --state"
                 f" {name}=OUT (and every other pair), or --input {name} if it is no state"
             )
-    return {name: pairs[name] for name in inputs if name in pairs}
+    pairs = pairs | theirs.starts
+    return {value.name: pairs[value.name] for value in theirs.inputs if value.name in pairs}
 
 
 def _checked(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from export import artifact
 from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays
+from export.starts import noted
 from export.wrap_parity import ByHand, draw, in_changing_batches
 from export.yardstick import compare_bits
 from model.contract import Contract, ParityRecord, SlabSpec, StatePair
@@ -110,6 +111,27 @@ class Exchanged(Resident):
         return super().run(inputs, lengths, read, write)
 
 
+class NeverStarted(Resident):
+    """No step is told that its sequence starts."""
+
+    first = False
+
+    def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
+        """Run from rows that say what they shouldn't."""
+        for slab in self._contract.slabs():
+            for start in noted(self._contract):
+                if start.state in slab.states:
+                    said = start.said(first=self.first).reshape(-1)
+                    self.slabs[slab.dtype][read, _place(slab, start.state)] = said
+        return super().run(inputs, lengths, read, write)
+
+
+class AlwaysStarted(NeverStarted):
+    """Every step is told that its sequence starts."""
+
+    first = True
+
+
 def alike(contract: Contract) -> tuple[SlabSpec, StatePair, StatePair] | None:
     """Two states that could be taken for each other."""
     for slab in contract.slabs():
@@ -127,10 +149,13 @@ def _place(slab: SlabSpec, state: StatePair) -> slice:
 
 def run_faults(contract: Contract) -> dict[str, type[Resident]]:
     """The faults that such a model can have, by name."""
+    starts = [start.state for start in noted(contract)]
     chosen: dict[str, type[Resident]] = {"a state not carried": NotCarried, "a stale row read": StaleRow}
+    if starts:
+        chosen |= {"a start never told": NeverStarted, "a start told at every step": AlwaysStarted}
     if alike(contract) is not None:
         chosen["two states exchanged"] = Exchanged
-    if any(np.dtype(state.dtype).kind == "f" and state.dtype != "float16" for state in contract.states):
+    if any(state.dtype in ("float32", "float64") for state in contract.states if state not in starts):
         chosen["a float16 rounding of the state"] = HalfState
     if contract.ragged:
         chosen["a step lost at a chunk's border"] = LostChunkEnd

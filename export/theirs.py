@@ -47,6 +47,8 @@ class Theirs:
     renamed: dict[str, str] = field(default_factory=dict)  # our name -> theirs, where they differ
     bare: set[str] = field(default_factory=set)  # their tensors that had no batch axis and were given one
     added: dict[str, str] = field(default_factory=dict)  # outputs of ours -> the output of theirs that they repeat
+    starts: dict[str, str] = field(default_factory=dict)  # inputs that say whether a sequence starts -> the successor
+    start_ranks: dict[str, int] = field(default_factory=dict)  # how many axes those of theirs had that we gave more
 
     @property
     def inputs(self) -> list[ValueInfoProto]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,7 @@ from model.triton_config import DATA_TYPES
 Array = npt.NDArray[Any]
 Value = TypeVar("Value", int, str)
 _DTYPES = {triton: ours for ours, triton in DATA_TYPES.items()}
-# What a control input says in the middle of a sequence: it doesn't start, is there, and doesn't end.
-_CONTROLS = {"CONTROL_SEQUENCE_START": 0, "CONTROL_SEQUENCE_READY": 1, "CONTROL_SEQUENCE_END": 0}
+_START, _READY, _END = (f"CONTROL_SEQUENCE_{kind}" for kind in ("START", "READY", "END"))
 _FALSE_TRUE = ("int32_false_true", "fp32_false_true", "bool_false_true")
 INITIAL = "initial_state"
 
@@ -32,13 +31,15 @@ def asked_by(path: Path, asked: Asked) -> Asked:
     """`asked`, and whatever it leaves open as the configuration at `path` has it; raises WrapError naming the file."""
     try:
         config = read_pbtxt(path.read_text(encoding="utf-8"))
-        said = _asked(config, path.parent, settled=asked.constants)
+        said = _asked(config, path.parent, settled=(*asked.constants, *asked.starts, *asked.states, *asked.inputs))
     except OSError as error:
         raise WrapError(f"{error.filename or path} can't be read: {error.strerror or error}") from error
     except (PbtxtError, UnicodeDecodeError, _ConfigError) as error:
         raise WrapError(f"{path}: {error}") from error
     return replace(
         asked,
+        starts={**said.starts, **asked.starts},
+        remarks=(*asked.remarks, *said.remarks),
         states=asked.states or said.states,
         outputs=asked.outputs or said.outputs,
         constants={**said.constants, **asked.constants},
@@ -60,16 +61,17 @@ def _asked(config: Message, folder: Path, *, settled: Container[str]) -> Asked:
     tensors |= {_text(state, "input_name"): state for state in states}
     shapes = {name: _layout(tensor) for name, tensor in tensors.items()} if batched else {}
     firsts = {_text(state, "input_name"): _first(state, folder, batched=batched) for state in states}
+    controls = [
+        _control(control) for control in _all(batching, "control_input") if _text(control, "name") not in settled
+    ]
     return Asked(
         states=pairs,
         outputs=tuple(_text(tensor, "name") for tensor in _all(config, "output")),
-        constants=dict(
-            _control(control)
-            for control in _all(batching, "control_input")
-            if _text(control, "name") not in settled  # by an option
-        ),
+        constants={one.name: one.mid_sequence for one in controls if one.kind != _START},
         initial={name: value for name, value in firsts.items() if value is not None},
         shapes={name: layout for name, layout in shapes.items() if layout is not None},
+        starts={one.name: (one.false, one.true) for one in controls if one.kind == _START},
+        remarks=tuple(one.never_told() for one in controls if one.kind == _END),
     )
 
 
@@ -101,12 +103,33 @@ def _first(state: Message, folder: Path, *, batched: bool) -> Array | None:
     return value.reshape(shape)
 
 
-def _control(control: Message) -> tuple[str, Array]:
-    """A control input and what it says in the middle of a sequence."""
+class _Control(NamedTuple):
+    """A control input: what it tells the graph, and how."""
+
+    name: str
+    kind: str
+    false: Array
+    true: Array
+
+    @property
+    def mid_sequence(self) -> Array:
+        """What it says in the middle of a sequence: that is there, and doesn't end."""
+        return self.true if self.kind == _READY else self.false
+
+    def never_told(self) -> str:
+        """The line for people whose graph may wait for a sequence's end."""
+        return (
+            f"end {self.name!r} stays {self.false}: Triton says {self.true} with a sequence's last request, and no step"
+            " of a stream is known to be its last; where a graph answers otherwise then, it doesn't here"
+        )
+
+
+def _control(control: Message) -> _Control:
+    """A control input, if it tells one thing that has a place here."""
     name = _text(control, "name")
     said = _all(control, "control")
-    kinds = [str(_one(part, "kind", "CONTROL_SEQUENCE_START")) for part in said]
-    if len(said) != 1 or kinds[0] not in _CONTROLS:
+    kinds = [str(_one(part, "kind", _START)) for part in said]
+    if len(said) != 1 or kinds[0] not in (_START, _READY, _END):
         raise _ConfigError(
             f"control input {name!r} is {' and '.join(kinds) or 'nothing'}, which has no one value here: if the graph"
             f" computes nothing with it, say --constant {name}=0"
@@ -114,7 +137,7 @@ def _control(control: Message) -> tuple[str, Array]:
     for field in _FALSE_TRUE:
         values = said[0].get(field, [])
         if len(values) == len(("false", "true")):
-            return name, np.array(values[_CONTROLS[kinds[0]]])
+            return _Control(name, kinds[0], *(np.array(value) for value in values))
     raise _ConfigError(f"control input {name!r} has none of {', '.join(_FALSE_TRUE)}, with two values")
 
 

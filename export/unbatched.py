@@ -20,9 +20,11 @@ INNER = ".unbatched"
 def add_batch(theirs: Theirs, asked: Asked) -> None:
     """Put an axis of size 1 in front of every input and output, where no state has one for the batch."""
     graph = theirs.model.graph
-    pairs = find_pairs(theirs, asked.states, (*asked.inputs, *asked.constants))
-    inputs = [value for value in graph.input if value.name not in asked.constants and _bare(value, asked)]
-    if not set(pairs) <= {value.name for value in inputs}:
+    found = find_pairs(theirs, asked.states, (*asked.inputs, *asked.constants))
+    pairs = {name: successor for name, successor in found.items() if name not in theirs.starts}  # these have an axis
+    plain = [value for value in graph.input if value.name not in (*asked.constants, *theirs.starts)]
+    inputs = [value for value in plain if _bare(value, asked)]
+    if not set(pairs or [value.name for value in plain]) <= {value.name for value in inputs}:
         return
     outputs = [value for value in graph.output if _bare(value, asked) or value.name in pairs.values()]
     graph.initializer.append(numpy_helper.from_array(np.array([0]), AXIS))

@@ -37,6 +37,8 @@ class Asked:
     initial: Mapping[str, Array] = field(default_factory=dict)
     shapes: Mapping[str, Layout] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    starts: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)  # whether a sequence starts: false, true
+    remarks: tuple[str, ...] = ()  # what to tell people of where this comes from
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from export import artifact, checks, resident, triton, wrap_parity, wrap_proof
+from export import artifact, checks, resident, starts, triton, wrap_parity, wrap_proof
 from export.branches import decide
 from export.layouts import AmbiguousError
 from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.page import artifact_page
 from export.run_faults import missed_by, planted, run_faults
+from export.start_states import add_starts
 from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
 from export.unbatched import add_batch
 from export.understanding import Asked, Understood, constants_of, fitted, loosened, understand
@@ -100,7 +101,7 @@ def make(
 
     `notes` are people's, instead of the file's own name and digest. Raises what `wrap` does.
     """
-    work = _Work(read(path), asked, progress)
+    work = _Work(read(path), asked, progress, list(asked.remarks))
     _check_theirs(path)
     ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
     notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
@@ -151,7 +152,8 @@ def _first_that_holds(
     work: _Work, folder: Path, name: str, ways: list[bool], notes: Mapping[str, str]
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """The best way that proves itself: together before one by one, chunks before single steps."""
-    restore(work.theirs, [*work.asked.states, *work.asked.constants])
+    restore(work.theirs, [*work.asked.states, *work.asked.constants, *work.asked.starts])
+    work.asked = add_starts(work.theirs, work.asked)
     folded = _fold_constants(work)
     if decide(work.theirs.model, constants_of(work.theirs, work.asked)):
         name_nodes(work.theirs.model.graph)
@@ -198,7 +200,8 @@ def _try(
     work: _Work, folder: Path, found: Understood, contract: Contract, way: Way, *, folded: bool
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """Write both graphs in one way and prove them."""
-    contract = replace(contract, notes={**contract.notes, BATCHES: "together" if way.together else ONE_BY_ONE})
+    batches = {BATCHES: "together" if way.together else ONE_BY_ONE}
+    contract = replace(contract, notes={**contract.notes, **batches, **starts.note(work.asked.starts)})
     contract.check()
     model = loosened(work.theirs.model, found)
     artifact.write_graph(model, folder / artifact.MODEL, contract)
@@ -218,6 +221,7 @@ def _try(
             theirs=work.theirs.renamed | work.theirs.added,
             lengths=tuple(work.theirs.lengths),
             bare=frozenset(work.theirs.bare),
+            start_ranks=work.theirs.start_ranks,
         )
         name = work.theirs.path.name
     return contract, wrap_proof.proved(folder, name, by_hand, work.progress, str(way))

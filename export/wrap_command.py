@@ -20,6 +20,7 @@ from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
 from export.one_by_one import BATCHES
 from export.report import findings
+from export.starts import noted
 from export.theirs import WrapError
 from export.triton_theirs import asked_by
 from export.understanding import Asked
@@ -27,6 +28,7 @@ from model.contract import Contract, StatePair, TensorSpec
 
 WRAP = "wrap"
 _AXES = (BATCH, TIME)
+FALSE_TRUE = "0:1"  # what a start says if nothing else is told
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "  no state            --input cell_id           an input that only looks like one\n"
         "  what clients get    --output logits           of the outputs, all but the states' by default\n"
         "  a side input        --constant sr=16000       a value, or a .npy file; it never changes\n"
+        "  a sequence's start  --start START             an input that says 1 with a stream's first step, and 0 with\n"
+        "                                                all others; --start START=-1:1 for -1 instead of 0\n"
         "  a first value       --initial h=h0.npy        of a new stream, where it isn't zero; a value or a .npy file\n"
         "  what axes are       --shape x=batch,time,80   per axis a size, 'batch' or 'time'; a number where a call of\n"
         "                                                several frames is one step: --shape audio=batch,512\n"
@@ -69,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         ("range", "NAME=LOW:HIGH"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help="see below; repeatable")
+    made.add_argument("--start", action="append", default=[], metavar="NAME[=FALSE:TRUE]", help="see below; repeatable")
     for option in ("input", "output"):
         made.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help="see below; repeatable")
     made.add_argument(
@@ -129,8 +134,9 @@ def table(contract: Contract) -> Table:
         for spec in specs:
             limits = f"{spec.minimum} … {spec.maximum}" if spec.maximum is not None else ""
             view.add_row(kind, escape(spec.name), spec.dtype, _shape(spec), _axes(spec), limits)
+    starts = {one.state.input: f"first {one.true.item()}, then {one.false.item()}" for one in noted(contract)}
     for state in contract.states:
-        first = "from zero" if state.initial is None else "from its own first value"
+        first = starts.get(state.input) or ("from zero" if state.initial is None else "from its own first value")
         names = escape(f"{state.input} → {state.output}")
         view.add_row("state", names, state.dtype, _shape(state), _axes(state), first)
     for constant in contract.constants:
@@ -149,6 +155,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
         initial={name: _array("initial", value) for name, value in pairs("initial", options.initial).items()},
         shapes={name: _layout(name, value) for name, value in pairs("shape", options.shape).items()},
         ranges={name: bounds(name, value) for name, value in pairs("range", options.range).items()},
+        starts={name: _start(name, value) for name, value in _started(options.start).items()},
     )
 
 
@@ -168,6 +175,18 @@ def _split(option: str, text: str) -> tuple[str, str]:
     if not (name and sign and value):
         raise WrapError(f"--{option} {text}: it has the form NAME=…")
     return name, value
+
+
+def _started(given: list[str]) -> dict[str, str]:
+    return pairs("start", [text if "=" in text else f"{text}={FALSE_TRUE}" for text in given])
+
+
+def _start(name: str, text: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What an input says for false and for true; raises WrapError where it doesn't read."""
+    false, _, true = text.partition(":")
+    if not (false and true):
+        raise WrapError(f"--start {name}={text}: it has the form NAME=FALSE:TRUE")
+    return _array("start", false), _array("start", true)
 
 
 def _array(option: str, text: str) -> npt.NDArray[Any]:

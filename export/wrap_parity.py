@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from export.runtime import Resident
 from export.samples import NON_ZERO, Sample
+from export.starts import Start, noted
 from export.yardstick import compare_bits
 from model.contract import Contract, ParityRecord, StatePair, TensorSpec
 
@@ -32,7 +33,8 @@ INITIAL = "initial"
 class ByHand:
     """Their graph as anybody would run it: one stream at a time, the states carried from call to call.
 
-    `streams` and `steps` are what one call takes: a batch that is fixed is filled with the same stream.
+    `streams` and `steps` are what one call takes: a batch that is fixed is filled with the same stream. An input that
+    says whether a sequence starts says so in the first call and never again, whatever the graph gives as its successor.
     """
 
     path: Path
@@ -42,10 +44,14 @@ class ByHand:
     theirs: Mapping[str, str] = field(default_factory=dict)  # our name -> their name, where they differ
     lengths: tuple[str, ...] = ()  # inputs of theirs that say how many steps each row has
     bare: frozenset[str] = frozenset()  # tensors of theirs without a batch axis
+    start_ranks: Mapping[str, int] = field(default_factory=dict)  # axes of theirs that say a start, if fewer than ours
+    from_start: bool = True  # False: from the middle of a sequence, which doesn't start any more
     _session: Any = None
+    _starts: tuple[Start, ...] = ()
 
     def __post_init__(self) -> None:
         self._session = session(self.path)
+        self._starts = noted(self.contract)
 
     def run(self, sample: Sample) -> Arrays:
         """Outputs [S, T, *shape] and last states [S, *shape] of every stream alone."""
@@ -58,7 +64,8 @@ class ByHand:
         outputs: list[Arrays] = []
         for start in range(0, sample.steps, self.steps):
             inputs = {name: value[lane, start : start + self.steps] for name, value in sample.inputs.items()}
-            answer = self._call(inputs, states)
+            states |= self._said(first=start == 0 and self.from_start)
+            answer = self._call(inputs, states) | self._said_next()
             states = {state.input: answer[state.output] for state in self.contract.states}
             outputs.append(answer)
         joined = {o.name: np.concatenate([one[o.name] for one in outputs]) for o in self.contract.outputs}
@@ -76,14 +83,25 @@ class ByHand:
             value = np.frombuffer(constant.value, constant.dtype)
             feeds[name_of(constant.name)] = value.reshape(constant.shape)
         feeds = {name: np.asarray(value[0]) if name in self.bare else value for name, value in feeds.items()}
+        for name, rank in self.start_ranks.items():
+            feeds[name] = np.asarray(feeds[name][:, 0] if rank else feeds[name][0, 0])
         for name in self.lengths:
             feeds[name] = np.full(self.streams, self.steps, np.int32)
-        names = [*(spec.name for spec in contract.outputs), *(state.output for state in contract.states)]
+        carried = [state for state in contract.states if state.output not in self._said_next()]
+        names = [*(spec.name for spec in contract.outputs), *(state.output for state in carried)]
         found = self._session.run([name_of(name) for name in names], feeds)
         pairs = zip(names, found, strict=True)
         values = {name: value[None] if name_of(name) in self.bare else value for name, value in pairs}
         answer = {spec.name: batch_and_time(spec, values[spec.name])[0] for spec in contract.outputs}
-        return answer | {s.output: np.take(values[s.output], 0, s.batch_axis) for s in contract.states}
+        return answer | {s.output: np.take(values[s.output], 0, s.batch_axis) for s in carried}
+
+    def _said(self, *, first: bool) -> Arrays:
+        """What a call is told of whether its sequence starts."""
+        return {start.state.input: start.said(first=first) for start in self._starts}
+
+    def _said_next(self) -> Arrays:
+        """What the call after any other is told."""
+        return {start.state.output: start.said(first=False) for start in self._starts}
 
     def _batch(self, value: npt.NDArray[Any], spec: TensorSpec | StatePair) -> npt.NDArray[Any]:
         return np.repeat(value, self.streams, spec.batch_axis) if self.streams > 1 else value
@@ -118,11 +136,12 @@ def draw(contract: Contract, streams: int, steps: int, initial: str, seed: int) 
     """A sample: normal floats, integers from their whole range, states as they begin, or (floats) random."""
     random = np.random.default_rng([seed, streams, steps, initial == INITIAL])
     inputs = {spec.name: values(spec, (streams, steps, *spec.shape), random) for spec in contract.inputs}
+    starts = [start.state for start in noted(contract)]
     states: Arrays = {}
     for state in contract.states:
         shape = (streams, *state.shape)
         value = np.broadcast_to(state.initial_value().reshape(state.shape), shape).copy()
-        if initial == NON_ZERO and value.dtype.kind == "f":
+        if initial == NON_ZERO and value.dtype.kind == "f" and state not in starts:
             value = np.tanh(random.standard_normal(shape)).astype(state.dtype)
         states[state.input] = value
     return Sample(steps, initial, inputs, states)

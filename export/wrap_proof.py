@@ -58,8 +58,9 @@ def check_steps_are_steps(folder: Path, contract: Contract) -> None:
     """Raise WrapError where a sequence at once and step by step are different things to the graph."""
     sample = wrap_parity.draw(contract, 1, _WHOLE, wrap_parity.INITIAL, seed=1)
     try:
-        whole = ByHand(folder / artifact.MODEL, contract, steps=_WHOLE).run(sample)
-        steps = ByHand(folder / artifact.MODEL, contract).run(sample)
+        # A start is told to a whole run, so a graph may rightly answer otherwise to several steps that begin with one.
+        whole = ByHand(folder / artifact.MODEL, contract, steps=_WHOLE, from_start=False).run(sample)
+        steps = ByHand(folder / artifact.MODEL, contract, from_start=False).run(sample)
     except Exception as error:
         raise WrapError(f"the graph runs sequences, but no single steps: {one_line(error)}") from error
     for name, value in whole.items():

@@ -83,11 +83,12 @@ def test_a_model_moves_by_its_configuration(config: Path) -> None:
     assert [(spec.name, spec.shape, spec.time_axis) for spec in contract.inputs] == [("x", (4,), None)]
     assert [spec.name for spec in contract.outputs] == ["y"]
     assert [(state.input, state.output, state.initial) for state in contract.states] == [
+        ("START", "START_next", np.array([1], "<f4").tobytes()),
         ("one", "one_out", None),
         ("two", "two_out", TWO.tobytes()),
     ]
     constants = {value.name: np.frombuffer(value.value, value.dtype).tolist() for value in contract.constants}
-    assert constants == {"START": [0.0], "READY": [True]}
+    assert constants == {"READY": [True]}
 
 
 def test_options_are_stronger(config: Path) -> None:
@@ -99,7 +100,8 @@ def test_options_are_stronger(config: Path) -> None:
     found = asked_by(config, asked)
     assert found.initial == asked.initial
     assert found.outputs == ("spare",)
-    assert {name: float(value) for name, value in found.constants.items()} == {"READY": 1, "START": 0}
+    assert {name: float(value) for name, value in found.constants.items()} == {"READY": 1}
+    assert {name: [float(value) for value in both] for name, both in found.starts.items()} == {"START": [0, 1]}
     assert found.states == {"one": "one_out", "two": "two_out"}
 
 
