@@ -30,6 +30,7 @@ from serving.models import Models
 from serving.oip import infer_service
 from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
 from serving.oip.described import described_files
+from serving.oip.desk import Desk
 from serving.one_thread import OneThread
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
@@ -63,7 +64,7 @@ class Server:
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         self.health = Health(self._server, self.lanes)
         add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"), described_files())
-        desk = infer_service.Desk(self.front)
+        desk = Desk(self.front)
         self._wire = Wire(
             self._server,
             {
@@ -124,7 +125,7 @@ class Server:
         log.info("stopped", streams_cut_off=left)
         return self.loop.alive and ended
 
-    def _add_open_inference(self, desk: infer_service.Desk) -> None:
+    def _add_open_inference(self, desk: Desk) -> None:
         config = self._config
         models = self._models = Models(
             config.model_repository,

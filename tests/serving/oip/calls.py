@@ -14,7 +14,8 @@ from model.contract import Contract, StatePair, TensorSpec
 from serving.config import Batching, Limits, Sequencing
 from serving.front import Front
 from serving.lane import Lane, Lanes
-from serving.oip.infer_service import Desk, InferCall, StreamInferCall
+from serving.oip.desk import Desk
+from serving.oip.infer_service import InferCall, StreamInferCall
 from serving.oip.v1 import inference_pb2 as pb
 from serving.stats import ServerStats
 from tests.serving.test_lane import Clock, SumEngine

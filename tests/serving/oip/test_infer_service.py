@@ -392,7 +392,7 @@ def test_usual_requests_follow_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     call.send(pair_request(5, 1.0, start=True))
     call.send(pair_request(5, 1.0))
     assert plans(house) == 2
-    monkeypatch.setattr("serving.oip.infer_service.parse", None)
+    monkeypatch.setattr("serving.oip.desk.parse", None)
     for id_ in ("", "7", "another id"):
         for make in (request, pair_request):
             message = make(5, 1.0)
