@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import cellstream
-from cellstream._multiplex import Gathered, MultiplexCore, join
+from cellstream._multiplex import MultiplexCore, join
+from cellstream._requests import Gathered
 from cellstream.v1 import stream_inference_pb2 as pb
 from tests.cellstream.fake_server import REFUSED, FakeServer, Refusal
 from tests.cellstream.models import int64, signature

@@ -1,0 +1,140 @@
+"""The requests of a Multiplex call that are under way, and the putting together of their answers.
+
+Owns which step of which stream goes where. Answers come in any partition and order of streams; everything here takes
+them by the message and not by the key. Knows no messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cellstream._streams import Ints, Lineup, Streams
+from cellstream._tensors import Answer, Array, Values
+from cellstream.errors import CellstreamError
+
+
+@dataclass(slots=True)
+class Gathered:
+    """One request's answers: `answer` holds all keys' steps one after the other, in the order of `keys`."""
+
+    lineup: Lineup
+    counts: Ints  # steps of each key
+    starts: Ints  # where each key's steps begin
+    lasts: Ints  # each key's last step
+    answer: Answer
+    missing: int  # steps that are neither answered nor lost
+    errors: dict[int, CellstreamError] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys, in the order of the request."""
+        return self.lineup.keys
+
+    def outputs(self, *, single: Mapping[int, bool] | bool) -> dict[int, Values]:
+        """The outputs of every key that didn't fail; `single` tells which keys (or that all) had one bare step."""
+        bare = dict.fromkeys(self.keys, single) if isinstance(single, bool) else single
+        return {
+            key: self.answer.rows(start if bare[key] else slice(start, start + count))
+            for key, start, count in zip(self.keys, self.starts.tolist(), self.counts.tolist(), strict=True)
+            if key not in self.errors
+        }
+
+    def fill(self, places: Ints, sources: Ints, counts: Ints, slices: Sequence[Array]) -> None:
+        """Runs of `counts` steps each, from `sources` in `slices` to `places`; the sources ascend."""
+        if len(places) < (steps := int(counts.sum())):
+            places, sources = _spread(places, counts), _spread(sources, counts)
+        if steps < len(slices[0]):
+            slices = [part[sources] for part in slices]
+        self.answer.fill(_run(places), steps, slices)
+        self.missing -= steps
+
+
+class Requests:
+    """What is sent and not wholly answered, oldest first."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._pushed = 0
+        self._under_way: dict[int, Gathered] = {}  # by number
+
+    def __bool__(self) -> bool:
+        return bool(self._under_way)
+
+    def push(self, gathered: Gathered) -> None:
+        """A request that is on its way."""
+        streams, slots = self._streams, gathered.lineup.slots
+        self._pushed += 1
+        self._under_way[self._pushed] = gathered
+        idle = streams.answered[slots] == streams.sent[slots]
+        streams.sent[slots] = gathered.lasts
+        self._lead(self._pushed, gathered, slice(None) if idle.all() else np.flatnonzero(idle))
+
+    def take(self, slots: Ints, counts: Ints, sources: Ints, slices: Sequence[Array]) -> None:
+        """The next `counts` steps of some streams, each there once; `sources` tells where they are in `slices`."""
+        streams = self._streams
+        while len(slots):
+            answered, numbers = streams.answered[slots], streams.head[slots]
+            now = np.minimum(counts, streams.ends[slots] - answered)
+            places = answered + 1 + streams.shift[slots]
+            streams.answered[slots] = answered + now
+            if (numbers == numbers[0]).all():
+                self._fill(int(numbers[0]), slots, (places, sources, now), slices)
+            else:
+                for number in np.unique(numbers).tolist():
+                    mine = numbers == number
+                    self._fill(number, slots[mine], (places[mine], sources[mine], now[mine]), slices)
+            more = counts > now  # these go on in a later request
+            slots, counts, sources = slots[more], (counts - now)[more], (sources + now)[more]
+
+    def lose(self, key: int, slot: int, error: CellstreamError) -> None:
+        """A stream's steps that are under way won't be answered."""
+        answered, oldest = int(self._streams.answered[slot]), int(self._streams.head[slot])
+        for number, gathered in tuple(self._under_way.items()):
+            at = int(gathered.lineup.find(np.array([slot]))[0]) if number >= oldest else -1
+            if at >= 0:
+                gathered.errors[key] = error
+                gathered.missing -= min(int(gathered.counts[at]), int(gathered.lasts[at]) - answered)
+                self._forget(number, gathered)
+
+    def _fill(self, number: int, slots: Ints, runs: tuple[Ints, Ints, Ints], slices: Sequence[Array]) -> None:
+        gathered, streams = self._under_way[number], self._streams
+        gathered.fill(*runs, slices)
+        self._forget(number, gathered)
+        answered = streams.answered[slots]
+        self._hand_on(number, slots[(answered == streams.ends[slots]) & (answered < streams.sent[slots])])
+
+    def _hand_on(self, number: int, slots: Ints) -> None:
+        """The next answers of these streams are for later requests than `number`."""
+        if not len(slots):
+            return
+        for later, gathered in self._under_way.items():
+            if later > number and len(slots):
+                at = gathered.lineup.find(slots)
+                self._lead(later, gathered, at[at >= 0])
+                slots = slots[at < 0]
+
+    def _lead(self, number: int, gathered: Gathered, at: slice | Ints) -> None:
+        """The next answers of these of its streams are for this request."""
+        streams, slots, lasts = self._streams, gathered.lineup.slots[at], gathered.lasts[at]
+        streams.head[slots] = number
+        streams.ends[slots] = lasts
+        streams.shift[slots] = gathered.starts[at] + gathered.counts[at] - 1 - lasts
+
+    def _forget(self, number: int, gathered: Gathered) -> None:
+        if not gathered.missing:
+            del self._under_way[number]
+
+
+def _spread(starts: Ints, counts: Ints) -> Ints:
+    """Every number of each run."""
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+
+def _run(places: Ints) -> slice | Ints:
+    """As a slice, which is copied faster, where one follows the other."""
+    first, last = int(places[0]), int(places[-1])
+    ascending = last - first == len(places) - 1 and (places[1:] > places[:-1]).all()
+    return slice(first, last + 1) if ascending else places
