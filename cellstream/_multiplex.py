@@ -37,6 +37,7 @@ from cellstream.models import Model
 from cellstream.v1 import stream_inference_pb2 as pb
 
 _OVERHEAD, _ROW_OVERHEAD, _TENSOR_OVERHEAD = 64, 24, 16  # bytes of a message besides its tensors' own, and to spare
+_STEPS, _TENSOR = b"\x12", b"\x22"  # tags: MultiplexRequest.steps (2) and StepRows.tensors (4), both with a length
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -119,13 +120,10 @@ class MultiplexCore:
         answer = Answer(self.signature, request.steps, chunk=True)
         gathered = Gathered(lineup, counts, stops - counts, sent + counts, answer, request.steps)
         for low, high in self._parts(counts):
-            rows = pb.StepRows(
-                keys=lineup.keys[low:high],
-                first_steps=(sent[low:high] + 1).tolist(),
-                steps=counts[low:high].tolist() if counts[low:high].max() > 1 else (),
-                tensors=request.cut(int(gathered.starts[low]), int(stops[high - 1])),
-            )
-            self._unsent.append(pb.MultiplexRequest(steps=[rows]).SerializeToString())
+            counted = counts[low:high].tolist() if counts[low:high].max() > 1 else ()
+            head = pb.StepRows(keys=lineup.keys[low:high], first_steps=(sent[low:high] + 1).tolist(), steps=counted)
+            columns = request.views(int(gathered.starts[low]), int(stops[high - 1]))
+            self._unsent.append(_step_rows(head, columns))
         self._requests.push(gathered)
         return gathered
 
@@ -266,19 +264,14 @@ class MultiplexCore:
             raise ProtocolError(f"the server answered steps of key {error}, which names no stream") from None
         sources = np.cumsum(counts) - counts
         # A key may stand twice, though no server of ours does that.
-        parts = [slice(size)] if len(set(keys)) == size else [slice(row, row + 1) for row in range(size)]
+        parts = [slice(0, size)] if len(set(keys)) == size else [slice(row, row + 1) for row in range(size)]
         for part in parts:
-            self._check_asked(keys[part], slots[part], firsts[part], counts[part])
-            self._requests.take(slots[part], counts[part], sources[part], slices)
-
-    def _check_asked(self, keys: Sequence[int], slots: Ints, firsts: Ints, counts: Ints) -> None:
-        answered, sent = self._streams.answered[slots], self._streams.sent[slots]
-        wrong = (firsts != answered + 1) | (counts < 1) | (answered + counts > sent)
-        if wrong.any():
-            at = int(wrong.argmax())
-            raise ProtocolError(
-                f"the server answered {counts[at]} steps of key {keys[at]} from step {firsts[at]}, unasked"
-            )
+            wrong = self._requests.take(slots[part], (firsts[part], counts[part], sources[part]), slices)
+            if wrong is not None:
+                at = part.start + wrong
+                raise ProtocolError(
+                    f"the server answered {counts[at]} steps of key {keys[at]} from step {firsts[at]}, unasked"
+                )
 
     def _take_end(self, end: pb.MultiplexEnded) -> None:
         if end.key not in self._streams:
@@ -297,6 +290,24 @@ class MultiplexCore:
         if answered < sent:
             self._burnt.add(end.key)
             self._requests.lose(end.key, slot, error)
+
+
+def _step_rows(head: pb.StepRows, columns: Sequence[memoryview]) -> bytes:
+    """A MultiplexRequest with one StepRows of `head`'s fields and these tensors, which are copied this once."""
+    parts: list[bytes | memoryview] = [head.SerializeToString()]
+    for column in columns:
+        parts += [_TENSOR, _varint(column.nbytes), column]
+    size = sum(memoryview(part).nbytes for part in parts)
+    return b"".join([_STEPS, _varint(size), *parts])
+
+
+def _varint(number: int) -> bytes:
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)
 
 
 def join(signature: Signature, inputs: Mapping[int, Any]) -> tuple[list[int], list[int], dict[int, bool], Request]:

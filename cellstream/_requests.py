@@ -6,7 +6,7 @@ them by the message and not by the key. Knows no messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,8 @@ import numpy as np
 from cellstream._streams import Ints, Lineup, Streams
 from cellstream._tensors import Answer, Array, Values
 from cellstream.errors import CellstreamError
+
+Runs = tuple[Ints, Ints, Ints]  # first steps, how many, and where they begin in the slices
 
 
 @dataclass(slots=True)
@@ -44,7 +46,8 @@ class Gathered:
 
     def fill(self, places: Ints, sources: Ints, counts: Ints, slices: Sequence[Array]) -> None:
         """Runs of `counts` steps each, from `sources` in `slices` to `places`; the sources ascend."""
-        if len(places) < (steps := int(counts.sum())):
+        steps = len(slices[0]) if len(places) == len(slices[0]) else int(counts.sum())
+        if len(places) < steps:
             places, sources = _spread(places, counts), _spread(sources, counts)
         if steps < len(slices[0]):
             slices = [part[sources] for part in slices]
@@ -72,22 +75,26 @@ class Requests:
         streams.sent[slots] = gathered.lasts
         self._lead(self._pushed, gathered, slice(None) if idle.all() else np.flatnonzero(idle))
 
-    def take(self, slots: Ints, counts: Ints, sources: Ints, slices: Sequence[Array]) -> None:
-        """The next `counts` steps of some streams, each there once; `sources` tells where they are in `slices`."""
-        streams = self._streams
-        while len(slots):
-            answered, numbers = streams.answered[slots], streams.head[slots]
-            now = np.minimum(counts, streams.ends[slots] - answered)
-            places = answered + 1 + streams.shift[slots]
-            streams.answered[slots] = answered + now
-            if (numbers == numbers[0]).all():
-                self._fill(int(numbers[0]), slots, (places, sources, now), slices)
-            else:
-                for number in np.unique(numbers).tolist():
-                    mine = numbers == number
-                    self._fill(number, slots[mine], (places[mine], sources[mine], now[mine]), slices)
-            more = counts > now  # these go on in a later request
-            slots, counts, sources = slots[more], (counts - now)[more], (sources + now)[more]
+    def take(self, slots: Ints, runs: Runs, slices: Sequence[Array]) -> int | None:
+        """Answers to steps of some streams, each there once. The first that nobody asked for, if any; none is taken then."""
+        firsts, counts, sources = runs
+        _, sent, answered, heads, ends, shifts = self._streams.columns(slots)
+        lasts = answered + counts
+        wrong = (firsts != answered + 1) | (lasts > sent) | (counts < 1)
+        if wrong.any():
+            return int(wrong.argmax())
+        now = np.minimum(lasts, ends)
+        self._streams.answered[slots] = now
+        done = now == ends
+        for number, mine in _groups(heads):
+            gathered = self._under_way[number]
+            gathered.fill((firsts + shifts)[mine], sources[mine], (now - answered)[mine], slices)
+            self._forget(number, gathered)
+            self._hand_on(number, slots[mine][(done & (now < sent))[mine]])
+        if (lasts > now).any():  # some go on in a later request
+            more = lasts > now
+            self.take(slots[more], (now[more] + 1, (lasts - now)[more], (sources + now - answered)[more]), slices)
+        return None
 
     def lose(self, key: int, slot: int, error: CellstreamError) -> None:
         """A stream's steps that are under way won't be answered."""
@@ -98,13 +105,6 @@ class Requests:
                 gathered.errors[key] = error
                 gathered.missing -= min(int(gathered.counts[at]), int(gathered.lasts[at]) - answered)
                 self._forget(number, gathered)
-
-    def _fill(self, number: int, slots: Ints, runs: tuple[Ints, Ints, Ints], slices: Sequence[Array]) -> None:
-        gathered, streams = self._under_way[number], self._streams
-        gathered.fill(*runs, slices)
-        self._forget(number, gathered)
-        answered = streams.answered[slots]
-        self._hand_on(number, slots[(answered == streams.ends[slots]) & (answered < streams.sent[slots])])
 
     def _hand_on(self, number: int, slots: Ints) -> None:
         """The next answers of these streams are for later requests than `number`."""
@@ -126,6 +126,15 @@ class Requests:
     def _forget(self, number: int, gathered: Gathered) -> None:
         if not gathered.missing:
             del self._under_way[number]
+
+
+def _groups(numbers: Ints) -> Iterator[tuple[int, slice | Array]]:
+    """Each number with where it stands."""
+    if (numbers == numbers[0]).all():
+        yield int(numbers[0]), slice(None)
+        return
+    for number in np.unique(numbers).tolist():
+        yield number, numbers == number
 
 
 def _spread(starts: Ints, counts: Ints) -> Ints:

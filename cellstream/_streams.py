@@ -40,7 +40,7 @@ class Streams:
     def __init__(self) -> None:
         self._slots: dict[int, int] = {}  # by key
         self._free: list[int] = []
-        self._columns = np.zeros((_COLUMNS, 0), np.int64)
+        self._table = np.zeros((_COLUMNS, 0), np.int64)
         self._grow()
 
     def __contains__(self, key: int) -> bool:
@@ -82,6 +82,10 @@ class Streams:
         """The slots of `count` keys. Raises KeyError for the first that is no stream's."""
         return np.fromiter(map(self._slots.__getitem__, keys), np.int64, count)
 
+    def columns(self, slots: Ints) -> Ints:
+        """All figures of these slots, a column in each row: opened, sent, answered, head, ends, shift."""
+        return self._table.take(slots, axis=1)
+
     def is_open(self, key: int) -> bool:
         """Whether the server has opened it."""
         return key in self._slots and bool(self.opened[self._slots[key]])
@@ -92,10 +96,10 @@ class Streams:
         return all(key in slots for key in keys) and bool(self.opened[self.find(keys, len(keys))].all())
 
     def _grow(self) -> None:
-        size = self._columns.shape[1]
+        size = self._table.shape[1]
         more = max(_FEWEST, size)
-        table = np.pad(self._columns, ((0, 0), (0, more)))
-        self._columns = table
+        table = np.pad(self._table, ((0, 0), (0, more)))
+        self._table = table
         # opened: 1, or 0. sent, answered: the last step. head: the number of the request that the next answer is for,
         # ends: that request's last step of this stream, shift: a step's place in that request's answer less its number.
         self.opened, self.sent, self.answered, self.head, self.ends, self.shift = table
