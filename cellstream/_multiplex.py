@@ -87,7 +87,10 @@ class MultiplexCore:
 
     def settled(self, keys: Sequence[int]) -> bool:
         """Whether the server has opened or refused every one of these keys."""
-        return self.ended or all(key not in self._streams or self._streams.is_open(key) for key in keys)
+        return self.ended or all(
+            key not in self._streams or self._streams.is_open(key)
+            for key in reversed(keys)  # they open in their order
+        )
 
     def check_opened(self, keys: Sequence[int]) -> None:
         """Raise the refusal of the first of these keys that was refused, or why the call ended."""
@@ -255,13 +258,17 @@ class MultiplexCore:
         keys, size = rows.keys, len(rows.keys)
         if not size == len(rows.first_steps) == (len(rows.steps) or size):
             raise ProtocolError(f"{size} keys, {len(rows.first_steps)} first_steps, {len(rows.steps) or size} steps")
-        counts = np.fromiter(rows.steps, np.int64, size) if rows.steps else np.ones(size, np.int64)
-        slices = decode(self.signature.outputs, int(counts.sum()), rows.tensors)
-        firsts = np.fromiter(rows.first_steps, np.uint64, size).astype(np.int64)
+        slices = decode(self.signature.outputs, sum(rows.steps) or size, rows.tensors)
         try:
             slots = self._streams.find(keys, size)
+            firsts = np.fromiter(rows.first_steps, np.int64, size)
         except KeyError as error:
             raise ProtocolError(f"the server answered steps of key {error}, which names no stream") from None
+        except OverflowError:
+            raise ProtocolError(f"the server answered step {max(rows.first_steps)}, unasked") from None
+        if not size or (not rows.steps and self._requests.take_run(slots, firsts, slices)):
+            return
+        counts = np.fromiter(rows.steps or [1] * size, np.int64, size)
         sources = np.cumsum(counts) - counts
         # A key may stand twice, though no server of ours does that.
         parts = [slice(0, size)] if len(set(keys)) == size else [slice(row, row + 1) for row in range(size)]

@@ -75,6 +75,26 @@ class Requests:
         streams.sent[slots] = gathered.lasts
         self._lead(self._pushed, gathered, slice(None) if idle.all() else np.flatnonzero(idle))
 
+    def take_run(self, slots: Ints, firsts: Ints, slices: Sequence[Array]) -> bool:
+        """The usual answer: the next step of some streams in the order in which one request has them.
+
+        False: it's another one, and nothing is taken.
+        """
+        _, sent, answered, heads, ends, shifts = self._streams.columns(slots)
+        places = firsts + shifts
+        number, at, size = int(heads[0]), int(places[0]), len(slots)
+        # Places that follow one another are of different streams, too.
+        right = (firsts == answered + 1) & (firsts <= ends) & (heads == number) & (places == np.arange(at, at + size))
+        if not right.all():
+            return False
+        self._streams.answered[slots] = firsts
+        gathered = self._under_way[number]
+        gathered.answer.fill(slice(at, at + size), size, slices)
+        gathered.missing -= size
+        self._forget(number, gathered)
+        self._hand_on(number, slots[(firsts == ends) & (firsts < sent)])
+        return True
+
     def take(self, slots: Ints, runs: Runs, slices: Sequence[Array]) -> int | None:
         """Answers to steps of some streams, each there once. The first that nobody asked for, if any; none is taken then."""
         firsts, counts, sources = runs
