@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import grpc
 import numpy as np
@@ -19,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from cellstream._protocol import OK, Opening, opened_from
 from cellstream._requests import Gathered, Requests
+from cellstream._rows import step_rows_message
 from cellstream._streams import Ints, Lineup, Streams
 from cellstream._tensors import Answer, Request, Signature, decode
 from cellstream.errors import (
@@ -37,7 +37,6 @@ from cellstream.models import Model
 from cellstream.v1 import stream_inference_pb2 as pb
 
 _OVERHEAD, _ROW_OVERHEAD, _TENSOR_OVERHEAD = 64, 24, 16  # bytes of a message besides its tensors' own, and to spare
-_STEPS, _TENSOR = b"\x12", b"\x22"  # tags: MultiplexRequest.steps (2) and StepRows.tensors (4), both with a length
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -126,7 +125,7 @@ class MultiplexCore:
             counted = counts[low:high].tolist() if counts[low:high].max() > 1 else ()
             head = pb.StepRows(keys=lineup.keys[low:high], first_steps=(sent[low:high] + 1).tolist(), steps=counted)
             columns = request.views(int(gathered.starts[low]), int(stops[high - 1]))
-            self._unsent.append(_step_rows(head, columns))
+            self._unsent.append(step_rows_message(head, columns))
         self._requests.push(gathered)
         return gathered
 
@@ -297,49 +296,6 @@ class MultiplexCore:
         if answered < sent:
             self._burnt.add(end.key)
             self._requests.lose(end.key, slot, error)
-
-
-def _step_rows(head: pb.StepRows, columns: Sequence[memoryview]) -> bytes:
-    """A MultiplexRequest with one StepRows of `head`'s fields and these tensors, which are copied this once."""
-    parts: list[bytes | memoryview] = [head.SerializeToString()]
-    for column in columns:
-        parts += [_TENSOR, _varint(column.nbytes), column]
-    size = sum(memoryview(part).nbytes for part in parts)
-    return b"".join([_STEPS, _varint(size), *parts])
-
-
-def _varint(number: int) -> bytes:
-    data = bytearray()
-    while number > 0x7F:
-        data.append(number & 0x7F | 0x80)
-        number >>= 7
-    data.append(number)
-    return bytes(data)
-
-
-def join(signature: Signature, inputs: Mapping[int, Any]) -> tuple[list[int], list[int], dict[int, bool], Request]:
-    """A dict of inputs by key as one request: keys, steps of each, which are single, and the joined values.
-
-    Raises InvalidInput, naming the key.
-    """
-    keys, requests = list(inputs), []
-    for key, values in inputs.items():
-        try:
-            requests.append(signature.encode(values))
-        except InvalidInput as error:
-            raise InvalidInput(f"key {key}: {error}") from None
-    if not requests:
-        raise InvalidInput("no keys; a multiplexed step has at least one stream")
-    columns = tuple(np.concatenate(parts) for parts in zip(*(request.columns for request in requests), strict=True))
-    counts = [request.steps for request in requests]
-    single = {key: not request.chunk for key, request in zip(keys, requests, strict=True)}
-    return keys, counts, single, Request(sum(counts), chunk=True, columns=columns)
-
-
-def row_counts(keys: int, request: Request) -> tuple[Ints, tuple[int, ...]]:
-    """The steps of each of K equal rows, and the rows' leading axes: (K,) for single steps, (K, T) for chunks."""
-    steps = request.steps // keys
-    return np.full(keys, steps), (keys, steps) if request.chunk else (keys,)
 
 
 class MultiplexView:

@@ -96,7 +96,10 @@ class Requests:
         return True
 
     def take(self, slots: Ints, runs: Runs, slices: Sequence[Array]) -> int | None:
-        """Answers to steps of some streams, each there once. The first that nobody asked for, if any; none is taken then."""
+        """Take any answer in which each stream stands once.
+
+        Gives the place of the first stream whose steps nobody asked for, and then takes none; None: all is right.
+        """
         firsts, counts, sources = runs
         _, sent, answered, heads, ends, shifts = self._streams.columns(slots)
         lasts = answered + counts

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from cellstream._link import Link
-from cellstream._multiplex import MultiplexCore, MultiplexView, join, row_counts
+from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
+from cellstream._rows import join, row_counts
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 

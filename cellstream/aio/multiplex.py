@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from cellstream._multiplex import MultiplexCore, MultiplexView, join, row_counts
+from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
+from cellstream._rows import join, row_counts
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 from cellstream.aio._link import Link
@@ -90,9 +91,7 @@ class Multiplex(MultiplexView):
         else:
             await self.cancel()
 
-    async def _ask(
-        self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None
-    ) -> Gathered:
+    async def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
         gathered = self._core.push(keys, counts, request)
         self._link.pump()
         if not await self._link.wait(lambda: self._core.ready(gathered), timeout):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import cellstream
-from cellstream._multiplex import MultiplexCore, join
+from cellstream._multiplex import MultiplexCore
 from cellstream._requests import Gathered
+from cellstream._rows import join
 from cellstream.v1 import stream_inference_pb2 as pb
 from tests.cellstream.fake_server import REFUSED, FakeServer, Refusal
 from tests.cellstream.models import int64, signature
@@ -93,7 +94,24 @@ class MultiplexMachine(RuleBasedStateMachine):
             rows.steps.append(count)
             values += [100 * key + x for x in self.wire[key][self.answered[key] : self.answered[key] + count]]
             self.answered[key] += count
+        if set(rows.steps) == {1} and data.draw(st.booleans()):
+            del rows.steps[:]
         rows.tensors.append(int64(values))
+        self.core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def answer_run(self, data: st.DataObject) -> None:
+        """One step of each of some keys in the order in which a request has them, as our server answers."""
+        order = data.draw(st.sampled_from(self.requests))[0].keys
+        low = data.draw(st.integers(0, len(order) - 1))
+        keys = order[low : data.draw(st.integers(low + 1, len(order)))]
+        keys = tuple(key for key in keys if key in self.wire and len(self.wire[key]) > self.answered[key])
+        firsts = [self.answered[key] + 1 for key in keys]
+        values = [100 * key + self.wire[key][first - 1] for key, first in zip(keys, firsts, strict=True)]
+        rows = pb.StepRows(keys=keys, first_steps=firsts, tensors=[int64(values)])
+        for key in keys:
+            self.answered[key] += 1
         self.core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
 
     @precondition(lambda self: len(self.wire) > 2)
@@ -136,6 +154,9 @@ TestMultiplexMachine.settings = settings(max_examples=50, stateful_step_count=25
     [
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[2], first_steps=[1], tensors=[int64([1])])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[2], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[2**64 - 1], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1, 1], tensors=[int64([1, 1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[0], tensors=[b""])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[3], tensors=[int64([1, 2, 3])])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], tensors=[b"short"])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1], tensors=[int64([1])])]),
@@ -153,6 +174,32 @@ def test_a_faulty_server_raises_a_typed_error(response: pb.MultiplexResponse) ->
     core.push([1], [2], signature().encode([1, 2]))
     with pytest.raises(cellstream.ProtocolError):
         core.receive(response.SerializeToString())
+
+
+def test_a_key_may_stand_twice_in_an_answer() -> None:
+    """Two slices of one stream's steps in one message are taken one after the other."""
+    core = MultiplexCore(signature())
+    core.open({1: ""})
+    opened = pb.MultiplexOpened(key=1, opened=pb.Opened(next_step=1))
+    core.receive(pb.MultiplexResponse(opened=[opened]).SerializeToString())
+    gathered = core.push([1], [3], signature().encode([1, 2, 3]))
+    rows = pb.StepRows(keys=[1, 1], first_steps=[1, 3], steps=[2, 1], tensors=[int64([5, 6, 7])])
+    core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
+    assert core.ready(gathered)
+    assert gathered.outputs(single=False)[1].tolist() == [5, 6, 7]
+
+
+def test_an_unchanged_lineup_is_looked_up_anew_when_a_stream_has_ended(client: cellstream.Client) -> None:
+    """The same keys mean other streams once one of them was finished and opened again, and none when it wasn't."""
+    with client.multiplex("sum") as m:
+        m.open(1, 2)
+        assert m.step_rows([1, 2], [5, 6]).tolist() == [5, 6]
+        m.finish(1)
+        with pytest.raises(cellstream.StreamClosed, match="key 1"):
+            m.step_rows([1, 2], [1, 1])
+        m.open(3, 1)
+        assert m.step_rows([1, 2], [1, 1]).tolist() == [1, 7]
+        assert m.step_rows(np.array([2, 3]), [1, 1]).tolist() == [8, 1]
 
 
 def test_steps_of_many_streams(client: cellstream.Client) -> None:
