@@ -40,7 +40,8 @@ class Link:
     """A call under way. All use of the core happens with `changed` held, and `pump` follows every change."""
 
     def __init__(self, method: Any, core: Core, **options: Any) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.RLock()
+        self._waiting: list[tuple[Callable[[], bool], threading.Condition]] = []
         self._core = core
         self._outbox = Outbox()
         self._call = method(self._outbox, **options)
@@ -58,7 +59,20 @@ class Link:
 
     def wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """Wait with `changed` held until `ready`; False: `timeout` seconds have passed first."""
-        return ready() or self.changed.wait_for(ready, timeout)
+        if ready():
+            return True
+        waiting = ready, threading.Condition(self.changed)
+        self._waiting.append(waiting)
+        try:
+            return waiting[1].wait_for(ready, timeout)
+        finally:
+            self._waiting.remove(waiting)
+
+    def notify(self) -> None:
+        """Wake those who wait in vain no longer, and nobody else; with `changed` held, after every change."""
+        for ready, condition in self._waiting:
+            if ready():
+                condition.notify()
 
     def drain(self) -> None:
         """Wait until the server has ended the call as asked, for a bounded time; then end it."""
@@ -71,7 +85,7 @@ class Link:
         """End the call at once, for `error` or because the user wants it so. Idempotent."""
         with self.changed:
             self._core.fail(error or closed_here())
-            self.changed.notify_all()
+            self.notify()
         self._call.cancel()
         self._outbox.queue.put(None)
         if threading.current_thread() is not self._reader:
@@ -83,7 +97,7 @@ class Link:
                 with self.changed:
                     self._core.receive(data)
                     self.pump()
-                    self.changed.notify_all()
+                    self.notify()
         except grpc.RpcError:
             pass  # the status below says it
         except Exception as error:  # noqa: BLE001  whatever it is, nobody may be left waiting
@@ -91,5 +105,5 @@ class Link:
         status = status_of(self._call.code(), self._call.details(), self._call.trailing_metadata())
         with self.changed:
             self._core.end(*status)
-            self.changed.notify_all()
+            self.notify()
         self._outbox.queue.put(None)

@@ -1,7 +1,8 @@
 """The client's side of a Multiplex call, without I/O: many streams, steps of many of them in one message.
 
-Owns the call's keys, each stream's numbering, and the putting together of answers that come in several messages. Knows
-no channel, no thread, no event loop and no clock; whoever drives it does so from one thread at a time.
+Owns the call's keys and life, and what its messages look like; the streams' figures and the requests under way have
+modules of their own. Knows no channel, no thread, no event loop and no clock; whoever drives it does so from one thread
+at a time.
 
 Axis letters: K streams of one request, T time.
 """
@@ -10,15 +11,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from cellstream._protocol import OK, Opening, opened_from
-from cellstream._tensors import Answer, Request, Signature, Values, decode
+from cellstream._requests import Gathered, Requests
+from cellstream._rows import step_rows_message
+from cellstream._streams import Ints, Lineup, Streams
+from cellstream._tensors import Answer, Request, Signature, decode
 from cellstream.errors import (
     CellstreamError,
     InvalidInput,
@@ -38,45 +40,6 @@ _OVERHEAD, _ROW_OVERHEAD, _TENSOR_OVERHEAD = 64, 24, 16  # bytes of a message be
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-@dataclass(slots=True)
-class Gathered:
-    """One request's answers: `answer` holds all keys' steps one after the other, in the order of `keys`."""
-
-    keys: tuple[int, ...]
-    starts: list[int]  # where each key's steps begin; one more entry: where the last one's end
-    answer: Answer
-    missing: int  # steps that are neither answered nor lost
-    errors: dict[int, CellstreamError] = field(default_factory=dict)
-
-    def outputs(self, *, single: Mapping[int, bool]) -> dict[int, Values]:
-        """The outputs of every key that didn't fail; `single` tells which keys had one bare step."""
-        return {
-            key: self.answer.rows(start if single[key] else slice(start, stop))
-            for key, start, stop in zip(self.keys, self.starts, self.starts[1:], strict=False)
-            if key not in self.errors
-        }
-
-
-@dataclass(slots=True)
-class _Due:
-    """One key's part of a request that isn't answered yet."""
-
-    gathered: Gathered
-    at: int  # where its next step's outputs go
-    missing: int
-
-
-@dataclass(slots=True)
-class _Member:
-    """One stream of the call."""
-
-    opened: bool = False
-    sent_step: int = 0
-    answered_step: int = 0
-    durable_step: int = 0
-    due: deque[_Due] = field(default_factory=deque)
-
-
 class MultiplexCore:
     """One call of many streams of one model and version."""
 
@@ -85,7 +48,9 @@ class MultiplexCore:
         self.error: CellstreamError | None = None
         self.going_away_ms: int | None = None
         self.ended = False
-        self._members: dict[int, _Member] = {}
+        self._streams = Streams()
+        self._requests = Requests(self._streams)
+        self._lineup = Lineup((), self._streams.slots)  # the last request's
         self._ends: dict[int, CellstreamError] = {}  # why keys ended that weren't asked to
         self._burnt: set[int] = set()
         self._unsent: deque[bytes] = deque()
@@ -97,7 +62,7 @@ class MultiplexCore:
     @property
     def keys(self) -> tuple[int, ...]:
         """The keys of the streams that are open."""
-        return tuple(self._members)
+        return self._streams.keys
 
     def open(self, openings: Mapping[int, str]) -> None:
         """Ask for a stream for each key, with its stream_id (may be empty). Raises InvalidInput for a bad key."""
@@ -106,14 +71,14 @@ class MultiplexCore:
         for key in openings:
             if not 0 <= key < 2**32:
                 raise InvalidInput(f"key {key}; a key is 0 … {2**32 - 1}")
-            if key in self._members:
+            if key in self._streams:
                 raise InvalidInput(f"key {key} names a stream that is open")
             if key in self._burnt:
                 # The server may still refuse what was under way to the old stream, and would seem to mean the new one.
                 raise InvalidInput(f"key {key} named a stream that failed with steps under way; take another key")
         request = pb.MultiplexRequest()
         for key, stream_id in openings.items():
-            self._members[key] = _Member()
+            self._streams.add(key)
             self._ends.pop(key, None)
             opening = Opening(model.name, model.version, stream_id)
             request.opens.add(key=key, open=opening.message())
@@ -121,7 +86,10 @@ class MultiplexCore:
 
     def settled(self, keys: Sequence[int]) -> bool:
         """Whether the server has opened or refused every one of these keys."""
-        return self.ended or all(key not in self._members or self._members[key].opened for key in keys)
+        return self.ended or all(
+            key not in self._streams or self._streams.is_open(key)
+            for key in reversed(keys)  # they open in their order
+        )
 
     def check_opened(self, keys: Sequence[int]) -> None:
         """Raise the refusal of the first of these keys that was refused, or why the call ended."""
@@ -133,45 +101,39 @@ class MultiplexCore:
 
     def finish_streams(self, keys: Sequence[int]) -> None:
         """Ask the server to end these streams once they are answered. Raises StreamClosed for one that isn't open."""
-        self._check_keys(keys)
-        self._unsent.append(pb.MultiplexRequest(closes=keys).SerializeToString())
+        lineup = self._lineup_of(keys)
+        self._unsent.append(pb.MultiplexRequest(closes=lineup.keys).SerializeToString())
 
     def gone(self, keys: Sequence[int]) -> bool:
         """Whether none of these streams is open any more."""
-        return self.ended or not any(key in self._members for key in keys)
+        return self.ended or not any(key in self._streams for key in keys)
 
-    def push(self, keys: Sequence[int], counts: Sequence[int], request: Request) -> Gathered:
+    def push(self, keys: Sequence[int], counts: Sequence[int] | Ints, request: Request) -> Gathered:
         """Queue a request: `counts[i]` steps of stream `keys[i]`, one after the other in `request`.
 
         Raises InvalidInput, LimitReached, StreamClosed, ServerGoingAway, or why the call ended; nothing is sent then.
         """
-        self._check_keys(keys)
+        lineup, counts = self._lineup_of(keys), np.asarray(counts, np.int64)
         limit = self.signature.model.limits.max_steps_per_message
-        if limit and (most := max(counts)) > limit:
+        if limit and (most := int(counts.max())) > limit:
             raise LimitReached(f"{most} steps of one stream in a multiplexed step; the limit is {limit}")
-        starts = [0, *np.cumsum(counts).tolist()]
+        stops = np.cumsum(counts)
+        sent = self._streams.sent[lineup.slots]
         answer = Answer(self.signature, request.steps, chunk=True)
-        gathered = Gathered(tuple(keys), starts, answer, request.steps)
+        gathered = Gathered(lineup, counts, stops - counts, sent + counts, answer, request.steps)
         for low, high in self._parts(counts):
-            first_steps = [self._members[key].sent_step + 1 for key in keys[low:high]]
-            rows = pb.StepRows(
-                keys=keys[low:high],
-                first_steps=first_steps,
-                steps=counts[low:high] if max(counts[low:high]) > 1 else (),
-                tensors=request.cut(starts[low], starts[high]),
-            )
-            self._unsent.append(pb.MultiplexRequest(steps=[rows]).SerializeToString())
-        for key, start, count in zip(keys, starts, counts, strict=False):
-            member = self._members[key]
-            member.sent_step += count
-            member.due.append(_Due(gathered, start, count))
+            counted = counts[low:high].tolist() if counts[low:high].max() > 1 else ()
+            head = pb.StepRows(keys=lineup.keys[low:high], first_steps=(sent[low:high] + 1).tolist(), steps=counted)
+            columns = request.views(int(gathered.starts[low]), int(stops[high - 1]))
+            self._unsent.append(step_rows_message(head, columns))
+        self._requests.push(gathered)
         return gathered
 
     def ready(self, gathered: Gathered) -> bool:
         """Whether every key of the request was answered or has ended."""
         return gathered.missing == 0 or self.ended
 
-    def check_complete(self, gathered: Gathered, *, single: Mapping[int, bool]) -> None:
+    def check_complete(self, gathered: Gathered, *, single: Mapping[int, bool] | bool) -> None:
         """Raise PartialFailure where streams ended, or why the call did."""
         if gathered.missing:
             assert self.error is not None
@@ -192,7 +154,7 @@ class MultiplexCore:
         """The call is over, for a reason of our own. The first reason counts."""
         if not self.ended:
             self.ended, self.error = True, error
-            self._members.clear()
+            self._streams.clear()
 
     # The wire's side.
 
@@ -202,8 +164,7 @@ class MultiplexCore:
 
     def half_close_due(self) -> bool:
         """Whether to half-close now; true once."""
-        idle = not any(member.due or not member.opened for member in self._members.values())
-        if self.going_away_ms is not None and idle:
+        if self.going_away_ms is not None and not self._requests and self._streams.opened[self._streams.slots].all():
             self._finishing = True
         if not self._finishing or self._unsent or self._half_closed:
             return False
@@ -220,9 +181,6 @@ class MultiplexCore:
             self._take_opened(message)
         for rows in response.outputs:
             self._take_rows(rows)
-        for durable in response.durable:
-            if durable.key in self._members:
-                self._members[durable.key].durable_step = durable.durable_step
         if response.HasField("go_away"):
             self.going_away_ms = response.go_away.grace_ms
         for end in response.ended:
@@ -232,17 +190,17 @@ class MultiplexCore:
         """The call has ended with this status."""
         if self.ended:
             return
-        if code == OK and self._half_closed and not any(member.due for member in self._members.values()):
+        if code == OK and self._half_closed and not self._requests:
             self.ended = True
-            self._members.clear()
+            self._streams.clear()
             return
         code, message = ("UNAVAILABLE", "the server ended it") if code == OK else (code, message)
-        if not any(member.opened for member in self._members.values()):
+        streams, slots = self._streams, self._streams.slots
+        if not streams.opened[slots].any():
             self.fail(error_of(code, reason, message))
             return
-        answered = max(member.answered_step for member in self._members.values())
-        sent = max(member.sent_step for member in self._members.values())
-        self.fail(stream_error_of(code, reason, message, answered_step=answered, sent_step=sent))
+        steps = {"answered_step": int(streams.answered[slots].max()), "sent_step": int(streams.sent[slots].max())}
+        self.fail(stream_error_of(code, reason, message, **steps))
 
     def _check_open(self) -> None:
         if self.error is not None:
@@ -252,32 +210,36 @@ class MultiplexCore:
         if self.ended or self._finishing:
             raise StreamClosed("the multiplexed call is closed")
 
-    def _check_keys(self, keys: Sequence[int]) -> None:
+    def _lineup_of(self, keys: Sequence[int]) -> Lineup:
+        """The streams of these keys, of which all must be open."""
         self._check_open()
+        keys = tuple(keys)
+        if keys and keys == self._lineup.keys:
+            return self._lineup
+        keys = tuple(map(int, keys))
         if not keys:
             raise InvalidInput("no keys; a multiplexed step has at least one stream")
         if len(set(keys)) != len(keys):
             raise InvalidInput("a key stands twice in one multiplexed step")
-        members = self._members
-        for key in keys:
-            member = members.get(key)
-            if member is None or not member.opened:
-                error = self._ends.get(key)
-                if error is not None:
-                    raise fresh(error)
-                raise StreamClosed(f"no stream with key {key} is open in this call")
+        if not self._streams.all_open(keys):
+            key = next(key for key in keys if not self._streams.is_open(key))
+            if (error := self._ends.get(key)) is not None:
+                raise fresh(error)
+            raise StreamClosed(f"no stream with key {key} is open in this call")
+        self._lineup = Lineup(keys, self._streams.find(keys, len(keys)))
+        return self._lineup
 
-    def _parts(self, counts: Sequence[int]) -> list[tuple[int, int]]:
+    def _parts(self, counts: Ints) -> list[tuple[int, int]]:
         """The request cut between keys so that every message stays within the server's limit on bytes."""
         limit = self.signature.model.limits.max_message_bytes
         room = limit - _OVERHEAD - _TENSOR_OVERHEAD * len(self.signature.inputs)
         step = self.signature.input_step_bytes
-        if not limit or sum(counts) * step + len(counts) * _ROW_OVERHEAD <= room:
+        if not limit or int(counts.sum()) * step + len(counts) * _ROW_OVERHEAD <= room:
             return [(0, len(counts))]
-        if (largest := max(counts) * step) + _ROW_OVERHEAD > room:
+        if (largest := int(counts.max()) * step) + _ROW_OVERHEAD > room:
             raise LimitReached(f"one stream's steps have {largest} bytes; a message has {limit} at most")
         parts, low, size = [], 0, 0
-        for index, count in enumerate(counts):
+        for index, count in enumerate(counts.tolist()):
             row = count * step + _ROW_OVERHEAD
             if size + row > room:
                 parts.append((low, index))
@@ -286,90 +248,54 @@ class MultiplexCore:
         return [*parts, (low, len(counts))]
 
     def _take_opened(self, message: pb.MultiplexOpened) -> None:
-        member = self._members.get(message.key)
-        if member is None or member.opened:
+        if message.key not in self._streams or self._streams.is_open(message.key):
             raise ProtocolError(f"the server opened key {message.key}, which wasn't asked for")
         opened_from(message.opened)
-        member.opened = True
+        self._streams.opened[self._streams.slot(message.key)] = 1
 
     def _take_rows(self, rows: pb.StepRows) -> None:
-        keys, steps = list(rows.keys), list(rows.steps) or [1] * len(rows.keys)
-        if not len(keys) == len(rows.first_steps) == len(steps):
-            raise ProtocolError(f"{len(keys)} keys, {len(rows.first_steps)} first_steps, {len(steps)} steps")
-        slices = decode(self.signature.outputs, sum(steps), rows.tensors)
-        places: dict[int, tuple[Gathered, list[int], list[int]]] = {}  # by identity: where from, where to
-        source = 0
-        for key, first, count in zip(keys, rows.first_steps, steps, strict=True):
-            member = self._members.get(key)
-            if member is None or count < 1 or first != member.answered_step + 1 or first + count - 1 > member.sent_step:
-                raise ProtocolError(f"the server answered {count} steps of key {key} from step {first}, unasked")
-            member.answered_step += count
-            stop = source + count
-            while source < stop:
-                due = member.due[0]
-                place = places.get(id(due.gathered))
-                if place is None:
-                    place = places[id(due.gathered)] = (due.gathered, [], [])
-                taken = min(stop - source, due.missing) if count > 1 else 1
-                if taken == 1:
-                    place[1].append(source)
-                    place[2].append(due.at)
-                else:
-                    place[1].extend(range(source, source + taken))
-                    place[2].extend(range(due.at, due.at + taken))
-                source += taken
-                due.at += taken
-                due.missing -= taken
-                if not due.missing:
-                    member.due.popleft()
-        for gathered, here, there in places.values():
-            gathered.answer.fill(np.array(there), len(there), [part[here] for part in slices])
-            gathered.missing -= len(there)
+        keys, size = rows.keys, len(rows.keys)
+        if not size == len(rows.first_steps) == (len(rows.steps) or size):
+            raise ProtocolError(f"{size} keys, {len(rows.first_steps)} first_steps, {len(rows.steps) or size} steps")
+        slices = decode(self.signature.outputs, sum(rows.steps) or size, rows.tensors)
+        try:
+            slots = self._streams.find(keys, size)
+            firsts = np.fromiter(rows.first_steps, np.int64, size)
+        except KeyError as error:
+            raise ProtocolError(f"the server answered steps of key {error}, which names no stream") from None
+        except OverflowError:
+            raise ProtocolError(f"the server answered step {max(rows.first_steps)}, unasked") from None
+        if not size or (not rows.steps and self._requests.take_run(slots, firsts, slices)):
+            return
+        counts = np.fromiter(rows.steps or [1] * size, np.int64, size)
+        sources = np.cumsum(counts) - counts
+        # A key may stand twice, though no server of ours does that.
+        parts = [slice(0, size)] if len(set(keys)) == size else [slice(row, row + 1) for row in range(size)]
+        for part in parts:
+            wrong = self._requests.take(slots[part], (firsts[part], counts[part], sources[part]), slices)
+            if wrong is not None:
+                at = part.start + wrong
+                raise ProtocolError(
+                    f"the server answered {counts[at]} steps of key {keys[at]} from step {firsts[at]}, unasked"
+                )
 
     def _take_end(self, end: pb.MultiplexEnded) -> None:
-        member = self._members.pop(end.key, None)
-        if member is None:
+        if end.key not in self._streams:
             return  # the answer to something that was under way when the stream ended
-        error: CellstreamError | None = None
+        slot = self._streams.remove(end.key)
+        self._lineup = Lineup((), self._lineup.slots)
+        answered, sent = int(self._streams.answered[slot]), int(self._streams.sent[slot])
         code, message = _CODES.get(end.code, "UNKNOWN"), end.message
-        if code == OK and member.due:
+        if code == OK and answered < sent:
             code, message = "UNAVAILABLE", "the server ended it"
-        if code != OK:
-            steps = {"answered_step": member.answered_step, "sent_step": member.sent_step}
-            error = stream_error_of(code, end.reason, message, **steps)
-            error = error if member.opened else error_of(code, end.reason, message)
-            self._ends[end.key] = error
-        if member.due:
+        if code == OK:
+            return
+        error = stream_error_of(code, end.reason, message, answered_step=answered, sent_step=sent)
+        error = error if self._streams.opened[slot] else error_of(code, end.reason, message)
+        self._ends[end.key] = error
+        if answered < sent:
             self._burnt.add(end.key)
-        for due in member.due:
-            assert error is not None
-            due.gathered.errors[end.key] = error
-            due.gathered.missing -= due.missing
-
-
-def join(signature: Signature, inputs: Mapping[int, Any]) -> tuple[list[int], list[int], dict[int, bool], Request]:
-    """A dict of inputs by key as one request: keys, steps of each, which are single, and the joined values.
-
-    Raises InvalidInput, naming the key.
-    """
-    keys, requests = list(inputs), []
-    for key, values in inputs.items():
-        try:
-            requests.append(signature.encode(values))
-        except InvalidInput as error:
-            raise InvalidInput(f"key {key}: {error}") from None
-    if not requests:
-        raise InvalidInput("no keys; a multiplexed step has at least one stream")
-    columns = tuple(np.concatenate(parts) for parts in zip(*(request.columns for request in requests), strict=True))
-    counts = [request.steps for request in requests]
-    single = {key: not request.chunk for key, request in zip(keys, requests, strict=True)}
-    return keys, counts, single, Request(sum(counts), chunk=True, columns=columns)
-
-
-def row_counts(keys: int, request: Request) -> tuple[list[int], tuple[int, ...]]:
-    """The steps of each of K equal rows, and the rows' leading axes: (K,) for single steps, (K, T) for chunks."""
-    steps = request.steps // keys
-    return [steps] * keys, (keys, steps) if request.chunk else (keys,)
+            self._requests.lose(end.key, slot, error)
 
 
 class MultiplexView:

@@ -55,6 +55,10 @@ class Request:
         """Steps start … stop - 1 of every input as wire bytes."""
         return [column[start:stop].tobytes() for column in self.columns]
 
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """The same without a copy, for a message that is put together at once."""
+        return [column[start:stop].view(np.uint8).data for column in self.columns]
+
 
 class Signature:
     """One model's inputs and outputs, ready for use. Raises UnsupportedModel."""

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from cellstream._link import Link
-from cellstream._multiplex import Gathered, MultiplexCore, MultiplexView, join, row_counts
+from cellstream._multiplex import MultiplexCore, MultiplexView
+from cellstream._requests import Gathered
+from cellstream._rows import join, row_counts
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 
@@ -62,11 +64,10 @@ class Multiplex(MultiplexView):
         Gives [K, *shape] or [K, T, *shape] of each output. A dict by name where the model has several. Raises as
         `step` does.
         """
-        order = [int(key) for key in keys]
+        order = tuple(keys)
         request = self._core.signature.encode(values, streams=len(order))
         counts, shape = row_counts(len(order), request)
-        single = dict.fromkeys(order, not request.chunk)
-        return self._ask(order, counts, request, single, timeout).answer.rows(slice(None), shape)
+        return self._ask(order, counts, request, not request.chunk, timeout).answer.rows(slice(None), shape)
 
     def close(self) -> None:
         """End every stream once what was sent is answered (for a few seconds at most). Idempotent."""
@@ -91,7 +92,7 @@ class Multiplex(MultiplexView):
         else:
             self.cancel()
 
-    def _ask(self, keys: list[int], counts: list[int], request: Any, single: Any, timeout: float | None) -> Gathered:
+    def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
         with self._link.changed:
             gathered = self._core.push(keys, counts, request)
             self._link.pump()

@@ -83,11 +83,11 @@ class Stream(StreamView):
                 yield taken[1]
                 with changed:
                     pipeline.release(taken[0])
-                    changed.notify_all()
+                    self._link.notify()
         finally:
             with changed:
                 pipeline.stopped = True
-                changed.notify_all()
+                self._link.notify()
             if pipeline.unseen:
                 self.cancel()
 
@@ -125,9 +125,9 @@ class Stream(StreamView):
                         break
                     pipeline.push(request)
                     self._link.pump()
-                    self._link.changed.notify_all()
+                    self._link.notify()
         except BaseException as caught:  # noqa: BLE001  it is for the one who takes
             error = caught
         with self._link.changed:
             pipeline.end(error)
-            self._link.changed.notify_all()
+            self._link.notify()

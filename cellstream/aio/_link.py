@@ -24,7 +24,7 @@ class Link:
     def __init__(self, method: Any, core: Core, **options: Any) -> None:
         self._core = core
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], Callable[[], bool]] = {}
         self._call = method(self._requests(), **options)
         self.pump()
         self._reader = asyncio.get_running_loop().create_task(self._read(), name="cellstream-reader")
@@ -37,11 +37,10 @@ class Link:
             self._outbox.put_nowait(None)
 
     def notify(self) -> None:
-        """Let everyone who waits look again."""
-        for future in self._waiting:
-            if not future.done():
+        """Wake those who wait in vain no longer, and nobody else."""
+        for future, ready in self._waiting.items():
+            if not future.done() and ready():
                 future.set_result(None)
-        self._waiting.clear()
 
     async def wait(self, ready: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `ready`; False: `timeout` seconds have passed first."""
@@ -51,11 +50,11 @@ class Link:
             async with asyncio.timeout(timeout):
                 while not ready():
                     future = asyncio.get_running_loop().create_future()
-                    self._waiting.add(future)
+                    self._waiting[future] = ready
                     try:
                         await future
                     finally:
-                        self._waiting.discard(future)
+                        del self._waiting[future]
         except TimeoutError:
             return ready()
         return True

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from cellstream._multiplex import Gathered, MultiplexCore, MultiplexView, join, row_counts
+from cellstream._multiplex import MultiplexCore, MultiplexView
+from cellstream._requests import Gathered
+from cellstream._rows import join, row_counts
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 from cellstream.aio._link import Link
@@ -61,11 +63,10 @@ class Multiplex(MultiplexView):
         Gives [K, *shape] or [K, T, *shape] of each output. A dict by name where the model has several. Raises as
         `step` does.
         """
-        order = [int(key) for key in keys]
+        order = tuple(keys)
         request = self._core.signature.encode(values, streams=len(order))
         counts, shape = row_counts(len(order), request)
-        single = dict.fromkeys(order, not request.chunk)
-        gathered = await self._ask(order, counts, request, single, timeout)
+        gathered = await self._ask(order, counts, request, not request.chunk, timeout)
         return gathered.answer.rows(slice(None), shape)
 
     async def close(self) -> None:
@@ -90,9 +91,7 @@ class Multiplex(MultiplexView):
         else:
             await self.cancel()
 
-    async def _ask(
-        self, keys: list[int], counts: list[int], request: Any, single: Any, timeout: float | None
-    ) -> Gathered:
+    async def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
         gathered = self._core.push(keys, counts, request)
         self._link.pump()
         if not await self._link.wait(lambda: self._core.ready(gathered), timeout):

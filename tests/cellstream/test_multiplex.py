@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import cellstream
-from cellstream._multiplex import Gathered, MultiplexCore, join
+from cellstream._multiplex import MultiplexCore
+from cellstream._requests import Gathered
+from cellstream._rows import join
 from cellstream.v1 import stream_inference_pb2 as pb
 from tests.cellstream.fake_server import REFUSED, FakeServer, Refusal
 from tests.cellstream.models import int64, signature
@@ -92,7 +95,24 @@ class MultiplexMachine(RuleBasedStateMachine):
             rows.steps.append(count)
             values += [100 * key + x for x in self.wire[key][self.answered[key] : self.answered[key] + count]]
             self.answered[key] += count
+        if set(rows.steps) == {1} and data.draw(st.booleans()):
+            del rows.steps[:]
         rows.tensors.append(int64(values))
+        self.core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def answer_run(self, data: st.DataObject) -> None:
+        """One step of each of some keys in the order in which a request has them, as our server answers."""
+        order = data.draw(st.sampled_from(self.requests))[0].keys
+        low = data.draw(st.integers(0, len(order) - 1))
+        keys = order[low : data.draw(st.integers(low + 1, len(order)))]
+        keys = tuple(key for key in keys if key in self.wire and len(self.wire[key]) > self.answered[key])
+        firsts = [self.answered[key] + 1 for key in keys]
+        values = [100 * key + self.wire[key][first - 1] for key, first in zip(keys, firsts, strict=True)]
+        rows = pb.StepRows(keys=keys, first_steps=firsts, tensors=[int64(values)])
+        for key in keys:
+            self.answered[key] += 1
         self.core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
 
     @precondition(lambda self: len(self.wire) > 2)
@@ -135,6 +155,9 @@ TestMultiplexMachine.settings = settings(max_examples=50, stateful_step_count=25
     [
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[2], first_steps=[1], tensors=[int64([1])])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[2], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[2**64 - 1], tensors=[int64([1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1, 1], tensors=[int64([1, 1])])]),
+        pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[0], tensors=[b""])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[3], tensors=[int64([1, 2, 3])])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], tensors=[b"short"])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1], tensors=[int64([1])])]),
@@ -144,14 +167,106 @@ TestMultiplexMachine.settings = settings(max_examples=50, stateful_step_count=25
 )
 def test_a_faulty_server_raises_a_typed_error(response: pb.MultiplexResponse) -> None:
     """Answers nobody asked for, out of order or of the wrong size raise ProtocolError."""
-    core = MultiplexCore(signature())
-    core.open({1: ""})
-    core.receive(
-        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=1, opened=pb.Opened(next_step=1))]).SerializeToString()
-    )
+    core = opened(1)
     core.push([1], [2], signature().encode([1, 2]))
     with pytest.raises(cellstream.ProtocolError):
         core.receive(response.SerializeToString())
+
+
+def opened(*keys: int) -> MultiplexCore:
+    """A core with these keys open."""
+    core = MultiplexCore(signature())
+    core.open(dict.fromkeys(keys, ""))
+    confirm(core, *keys)
+    return core
+
+
+def confirm(core: MultiplexCore, *keys: int) -> None:
+    """The server opens these."""
+    messages = [pb.MultiplexOpened(key=key, opened=pb.Opened(next_step=1)) for key in keys]
+    core.receive(pb.MultiplexResponse(opened=messages).SerializeToString())
+
+
+def answer(
+    core: MultiplexCore, keys: list[int], firsts: list[int], values: list[int], steps: Sequence[int] = ()
+) -> None:
+    """The server answers these steps."""
+    rows = pb.StepRows(keys=keys, first_steps=firsts, steps=steps, tensors=[int64(values)])
+    core.receive(pb.MultiplexResponse(outputs=[rows]).SerializeToString())
+
+
+def end(core: MultiplexCore, key: int, code: int) -> None:
+    """The server ends this stream."""
+    core.receive(pb.MultiplexResponse(ended=[pb.MultiplexEnded(key=key, code=code)]).SerializeToString())
+
+
+def test_a_key_may_stand_twice_in_an_answer() -> None:
+    """Two slices of one stream's steps in one message are taken one after the other."""
+    core = opened(1)
+    gathered = core.push([1], [3], signature().encode([1, 2, 3]))
+    answer(core, [1, 1], [1, 3], [5, 6, 7], steps=[2, 1])
+    assert core.ready(gathered)
+    assert gathered.outputs(single=False)[1].tolist() == [5, 6, 7]
+
+
+def test_a_step_that_was_not_sent_is_not_answered_in_a_neighbours_place() -> None:
+    """The step after a stream's last one raises ProtocolError while other streams' steps are under way."""
+    core = opened(1, 2)
+    core.push([1, 2], [1, 1], signature().encode([0, 0]))
+    answer(core, [1], [1], [10])
+    with pytest.raises(cellstream.ProtocolError, match="1 steps of key 1 from step 2, unasked"):
+        answer(core, [1], [2], [11])
+
+
+def test_one_answer_to_two_requests_in_neighbouring_places() -> None:
+    """Steps whose places follow one another, though in different requests, reach their own."""
+    core = opened(1, 2, 3, 4)
+    first = core.push([1, 4], [1, 1], signature().encode([0, 0]))
+    second = core.push([2, 3], [1, 1], signature().encode([0, 0]))
+    answer(core, [1, 3], [1, 1], [10, 30])
+    answer(core, [2, 4], [1, 1], [20, 40])
+    assert first.outputs(single=True) == {1: 10, 4: 40}
+    assert second.outputs(single=True) == {2: 20, 3: 30}
+
+
+def test_a_stream_in_a_freed_slot_is_no_part_of_older_requests() -> None:
+    """A stream that fails takes nothing from a request that a finished one before it had answered."""
+    core = opened(1, 2)
+    older = core.push([1, 2], [1, 1], signature().encode([0, 0]))
+    answer(core, [1], [1], [10])
+    end(core, 1, 0)
+    core.open({3: ""})
+    confirm(core, 3)
+    newer = core.push([3], [1], signature().encode([0]))
+    end(core, 3, 13)
+    assert core.ready(newer)
+    assert not core.ready(older)
+    assert not older.errors
+    answer(core, [2], [1], [20])
+    assert older.outputs(single=True) == {1: 10, 2: 20}
+
+
+def test_keys_asked_again_are_refused_once_the_server_has_ended_one() -> None:
+    """The streams that the last request named are looked up anew when one has ended."""
+    core = opened(1, 2)
+    core.push([1, 2], [1, 1], signature().encode([0, 0]))
+    answer(core, [1, 2], [1, 1], [10, 20])
+    end(core, 1, 13)
+    with pytest.raises(cellstream.CellstreamError):
+        core.push([1, 2], [1, 1], signature().encode([0, 0]))
+
+
+def test_an_unchanged_lineup_is_looked_up_anew_when_a_stream_has_ended(client: cellstream.Client) -> None:
+    """The same keys mean other streams once one of them was finished and opened again, and none when it wasn't."""
+    with client.multiplex("sum") as m:
+        m.open(1, 2)
+        assert m.step_rows([1, 2], [5, 6]).tolist() == [5, 6]
+        m.finish(1)
+        with pytest.raises(cellstream.StreamClosed, match="key 1"):
+            m.step_rows([1, 2], [1, 1])
+        m.open(3, 1)
+        assert m.step_rows([1, 2], [1, 1]).tolist() == [1, 7]
+        assert m.step_rows(np.array([2, 3]), [1, 1]).tolist() == [8, 1]
 
 
 def test_steps_of_many_streams(client: cellstream.Client) -> None:
