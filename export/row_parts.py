@@ -47,7 +47,7 @@ def with_parts(contract: Contract, wanted: RowParts) -> Contract:
 
 
 def nearest_divisor(of: int, wanted: float) -> int:
-    """The divisor whose ratio to what is wanted is nearest to 1; of two such ones, the smaller."""
+    """The divisor whose ratio to what is wanted is nearest to 1."""
     divisors = (divisor for divisor in range(1, of + 1) if of % divisor == 0)
     return min(divisors, key=lambda divisor: abs(math.log(divisor / wanted)))
 
