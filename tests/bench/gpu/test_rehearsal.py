@@ -75,7 +75,7 @@ def _check_figures(found: records.Document) -> None:
         for job in quick()
         if job.work is Work.STEPS
         for size in sizes(job)
-        for who in Who
+        for who in job.contestants(size)
     }
     assert sum(not isinstance(record, Skipped) for record in found.records) == sum(job.figures for job in quick())
     assert {(one.precision, one.steps, one.batch, str(one.contestant)) for one in steps} == asked
