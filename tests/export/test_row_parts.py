@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from export import __main__ as command
 from export import artifact, checks, faults, parity, pipeline, resident, run_faults
@@ -20,6 +21,7 @@ from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.contract import Contract, ParityRecord, StatePair
 from model.lstm import Spec
+from tests import wrapped
 from tests.export.conftest import ENCODED, PROJECTED, SINGLE, TOKENS, VECTORS, seeded
 from tests.export.test_resident import FUSED, fused_contract, written_text
 
@@ -202,6 +204,23 @@ def test_parts_in_a_wrong_place_are_found(both: Both) -> None:
 def _compared(folder: Path, contract: Contract) -> list[ParityRecord]:
     levels = parity.Levels(seeded(VECTORS), folder, (artifact.MODEL, artifact.RESIDENT), contract)
     return levels.bit_for_bit(0, most_steps=faults.MOST_STEPS)
+
+
+def test_wrapped_graphs_and_modules_take_the_option_too(tmp_path: Path) -> None:
+    """Somebody else's graph, its lanes one by one, and a GRU's weights; proved with parts, and again."""
+    out, gru = tmp_path / "out", tmp_path / "gru.pt"
+    torch.save(torch.nn.GRU(5, 6, 2).state_dict(), gru)
+    theirs = wrapped.save(wrapped.FUSED, tmp_path / "theirs.onnx")
+    for name, arguments in (
+        ("alone", ["wrap", str(theirs), "--batch", "alone"]),
+        ("weights", [str(gru)]),
+    ):
+        assert command.main([*arguments, "--name", name, "--out", str(out), "--row-parts", "3"]) == 0
+        _, contract = artifact.read_graph(out / name / "1" / artifact.RESIDENT, weights=False)
+        assert contract.row_parts == {"float32": 3}
+        assert contract.certificate is not None
+        assert all(ratio > 1 for ratio in contract.certificate.controls.values())
+        assert command.main(["prove", str(out / name)]) == 0
 
 
 def test_the_command_records_the_parts_and_proves_again(
