@@ -27,7 +27,7 @@ from tests.serving.graph_session import GraphSessions
 SPEC = Spec(input_size=5, hidden_size=24, layers=2, output_size=3)  # rows of 96
 PARTS = {"whole": 1, "parts": 12, "elements": 96}
 ROWS, LANES, F = 40, 9, 5
-WAYS: tuple[dict[str, bool], ...] = ({}, {"buckets": True}, {"graphs": True})
+WAYS: tuple[dict[str, Any], ...] = ({}, {"buckets": True}, {"graphs": True})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def resident(repository: Path, name: str) -> Path:
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("name", ["parts", "elements"])
 def test_an_engine_gives_the_bytes_of_whole_rows(
-    name: str, way: dict[str, bool], repository: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, way: dict[str, Any], repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Single steps, padded or not, and ragged chunks; states read, written and run on; every row of the slab."""
     GraphSessions(monkeypatch)
