@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BYTELM := checkpoints/bytelm.safetensors
 PRECISION ?= fp32
+ROW_PARTS ?= 1
 REDUCED := $(filter-out fp32,$(PRECISION))
 # A checkpoint of your own is named after its file unless NAME says otherwise; without one it is all about the demo's.
 NAME ?= $(if $(CHECKPOINT),$(basename $(notdir $(CHECKPOINT))),bytelm)$(REDUCED:%=-%)
@@ -58,9 +59,9 @@ artifacts/bytelm/.exported: $(BYTELM) $(if $(wildcard artifacts/bytelm/*/residen
 	$(PY) -m export $(BYTELM) --name bytelm
 	@touch $@
 
-export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=… PRECISION=fp32|int8|tf32|fp16: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
-	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME) --precision $(PRECISION)
-	@$(if $(CHECKPOINT)$(REDUCED)$(filter-out bytelm,$(NAME)),,touch artifacts/bytelm/.exported)
+export: $(if $(CHECKPOINT),,$(BYTELM)) | $(VENV)/.done ## CHECKPOINT=… NAME=… PRECISION=fp32|int8|tf32|fp16 ROW_PARTS=K|auto: checkpoint -> ONNX -> proof -> artifacts/NAME/VERSION
+	$(PY) -m export $(or $(CHECKPOINT),$(BYTELM)) --name $(NAME) --precision $(PRECISION) --row-parts $(ROW_PARTS)
+	@$(if $(CHECKPOINT)$(REDUCED)$(filter-out bytelm,$(NAME))$(filter-out 1,$(ROW_PARTS)),,touch artifacts/bytelm/.exported)
 
 parity: $(if $(filter bytelm,$(NAME)),artifacts/bytelm/.exported) | $(VENV)/.done ## NAME=…: prove that artifact again, then the whole chain over a grid of models
 	$(PY) -m export prove artifacts/$(NAME)

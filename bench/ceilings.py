@@ -90,8 +90,9 @@ class Raw:
         for spec in self._contract.outputs:
             bind(spec.name, np.empty((batch, steps, *spec.shape), spec.dtype), output=True)
         for slab, values in zip(self._contract.slabs(), self._slabs, strict=True):
-            bind(slab.input, values)
-            bind(slab.output, values, output=True)
+            parts = values.reshape(slab.shape(ROWS))  # a view
+            bind(slab.input, parts)
+            bind(slab.output, parts, output=True)
         lanes = np.arange(1, batch + 1)
 
         def run(number: int) -> None:

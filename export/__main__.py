@@ -18,6 +18,7 @@ from export.module_calls import ModuleError
 from export.precision import Precision
 from export.report import cost, findings, parity_table, percent
 from export.resident import ResidentError
+from export.row_parts import HELP, WHOLE_ROWS, row_parts
 from export.theirs import WrapError
 from model.checkpoint import CheckpointError, Others, Picked, load_any
 from model.contract import Contract, ContractError
@@ -62,6 +63,7 @@ def _export_parser() -> argparse.ArgumentParser:
         "  python -m export checkpoints/bytelm.safetensors --name bytelm\n"
         "  python -m export my_lstm.pt --name mine --version 3     # refused where version 3 exists\n"
         "  python -m export my_lstm.pt --name mine --precision int8  # 8-bit weights\n"
+        "  python -m export my_lstm.pt --name mine --precision fp16 --row-parts auto   # for a GPU, rows in parts\n"
         "  python -m export prove artifacts/bytelm                 # prove the newest version again\n"
         "  python -m export prove artifacts/bytelm/1               # or this one\n"
         "  python -m export last.ckpt --name mine --prefix model.lstm --head model.fc    # out of a bigger module\n"
@@ -81,6 +83,7 @@ def _export_parser() -> argparse.ArgumentParser:
         default=Precision.FP32,
         help="of the products; gates and states are float32 in all (default: %(default)s)",
     )
+    parser.add_argument("--row-parts", type=row_parts, default=WHOLE_ROWS, metavar="K|auto", help=HELP)
     parser.add_argument("--prefix", help="of the layer's keys in a bigger module's checkpoint: model.lstm")
     parser.add_argument("--encoder", help="the keys of an embedding or linear map in front: model.embed")
     parser.add_argument("--head", help="the keys of a linear map behind: model.fc")
@@ -126,12 +129,24 @@ def _export(arguments: list[str], console: Console) -> None:
             raise CheckpointError(f"{options.checkpoint}: --precision {options.precision} is for LSTMs only")
         with _progress(console) as progress:
             exported = module_command.run_weights(
-                checkpoint, final, name=options.name, nonlinearity=options.nonlinearity, progress=progress
+                checkpoint,
+                final,
+                name=options.name,
+                nonlinearity=options.nonlinearity,
+                row_parts=options.row_parts,
+                progress=progress,
             )
         module_command.show(exported, options.out, console)
         return
     with _progress(console) as progress:
-        proved = pipeline.export(checkpoint, final, name=options.name, precision=options.precision, progress=progress)
+        proved = pipeline.export(
+            checkpoint,
+            final,
+            name=options.name,
+            precision=options.precision,
+            row_parts=options.row_parts,
+            progress=progress,
+        )
     console.print(parity_table(proved.records))
     if options.precision.reduced:
         console.print(cost(proved.records, options.precision))

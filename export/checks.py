@@ -64,11 +64,11 @@ def resident_subject(path: Path, model: ModelProto, contract: Contract) -> Subje
         tensor.name: (tensor.dtype, ("batch", "time", *tensor.shape)) for tensor in contract.inputs
     }
     inputs |= {LENGTHS: ("int32", ("batch",)), READ_ROWS: ("int64", ("batch",)), WRITE_ROWS: ("int64", ("batch",))}
-    inputs |= {slab.input: (slab.dtype, ("rows", slab.width)) for slab in contract.slabs()}
+    inputs |= {slab.input: (slab.dtype, slab.axes) for slab in contract.slabs()}
     outputs: dict[str, tuple[str, Shape]] = {
         tensor.name: (tensor.dtype, ("batch", "time", *tensor.shape)) for tensor in contract.outputs
     }
-    outputs |= {slab.output: (slab.dtype, ("rows", slab.width)) for slab in contract.slabs()}
+    outputs |= {slab.output: (slab.dtype, slab.axes) for slab in contract.slabs()}
     return Subject(path, model, contract, inputs, outputs)
 
 

@@ -28,6 +28,7 @@ from export.module_probe import find_plan
 from export.module_streams import check_streams
 from export.page import artifact_page
 from export.pipeline import Evidence, ParityError, refuse_failed
+from export.row_parts import WHOLE_ROWS, RowParts
 from export.theirs import one_line
 from model.contract import Certificate, Contract, ParityRecord
 
@@ -64,6 +65,7 @@ def export_module(
     ranges: Mapping[str, tuple[int, int]] | None = None,
     origin: str = "",
     notes: Mapping[str, str] | None = None,
+    row_parts: RowParts = WHOLE_ROWS,
     progress: Progress = wrap.silent,
     steps: tuple[int, ...] = STEPS,
 ) -> Exported:
@@ -84,7 +86,8 @@ def export_module(
         progress("tracing", 0, 1)
         path = Path(scratch) / artifact.MODEL
         plan, more = traced(plan, module, path)
-        made = wrap.make(path, folder, name=name, asked=plan.asked(), progress=progress, notes=notes)
+        asked = plan.asked()
+        made = wrap.make(path, folder, name=name, asked=asked, row_parts=row_parts, progress=progress, notes=notes)
         contract = replace(made.contract, precision="fp32")
         _rewrite(folder, contract)
         evidence = _prove(plan, module, folder, contract, records=made.records, progress=progress, steps=steps)

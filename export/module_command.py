@@ -20,6 +20,7 @@ from export import artifact, module, wrap, wrap_command
 from export.module_code import first_state, load_module
 from export.module_parity import STEPS
 from export.report import findings, parity_table
+from export.row_parts import HELP, WHOLE_ROWS, RowParts, row_parts
 from model.checkpoint import Others
 from model.stack import stack
 
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         ("range", "NAME=LOW:HIGH", "integers' bounds, both inclusive; an nn.Embedding's are found"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help=text)
+    made.add_argument("--row-parts", type=row_parts, default=WHOLE_ROWS, metavar="K|auto", help=HELP)
     return made
 
 
@@ -84,19 +86,35 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             },
             origin=Path(options.where.rpartition(":")[0]).name + ":" + options.where.rpartition(":")[2],
             notes={"source": _digest(Path(options.where.rpartition(":")[0]))},
+            row_parts=options.row_parts,
             progress=shown,
             steps=STEPS,
         )
     show(exported, options.out, console)
 
 
-def run_weights(others: Others, final: Path, *, name: str, nonlinearity: str | None, progress: Any) -> module.Exported:
+def run_weights(
+    others: Others,
+    final: Path,
+    *,
+    name: str,
+    nonlinearity: str | None,
+    row_parts: RowParts = WHOLE_ROWS,
+    progress: Any,
+) -> module.Exported:
     """Export the weights of a GRU or a plain RNN, by the module that they are of; raises WeightsError."""
     made = stack(others.kind, others.weights, nonlinearity)
     size = made.encoder.in_features if isinstance(made.encoder, nn.Linear) else made.lstm.input_size
     spec = "x=int64[batch,time]" if isinstance(made.encoder, nn.Embedding) else f"x=float32[batch,time,{size}]"
     return module.export_module(
-        made, final, name=name, inputs=[spec], origin=f"nn.{others.kind}", progress=progress, steps=STEPS
+        made,
+        final,
+        name=name,
+        inputs=[spec],
+        origin=f"nn.{others.kind}",
+        row_parts=row_parts,
+        progress=progress,
+        steps=STEPS,
     )
 
 

@@ -20,6 +20,7 @@ from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import STEPS, Levels
 from export.precision import Precision
+from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
 from model.checkpoint import Checkpoint
 from model.contract import Certificate, Contract, ParityRecord
 from model.lstm import LSTM
@@ -77,33 +78,44 @@ def export(
     *,
     name: str,
     precision: Precision = Precision.FP32,
+    row_parts: RowParts = WHOLE_ROWS,
     progress: Progress = silent,
 ) -> Proved:
     """Export `checkpoint` to the folder `final`, which appears only when every check has passed.
 
+    `row_parts`: see `export.row_parts`; it changes where the resident graph writes, and no bit of what.
     Raises StructureError, ParityError or ArtifactError, and then leaves nothing.
     """
     with artifact.staged(final) as folder:
-        model, contract = _write_portable(checkpoint, folder, name, precision)
-        _write_resident(model, contract, folder)
+        contract = write_graphs(checkpoint, folder, name, precision, row_parts)
         evidence = _prove(checkpoint.module, folder, contract, progress)
         certified = artifact.seal(folder, contract, _certificate(evidence, contract))
         assert certified.certificate is not None
         page = artifact_page(f"{name}/{final.name}", certified.certificate, evidence.curves, precision)
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
         _read_back(folder, certified)
-    return Proved(final, certified, evidence, triton.describe(final))
+    return Proved(final, certified, evidence, (*describe(certified), *triton.describe(final)))
 
 
-def write_graphs(checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32) -> Contract:
+def write_graphs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str,
+    precision: Precision = Precision.FP32,
+    row_parts: RowParts = WHOLE_ROWS,
+) -> Contract:
     """Both graphs and their weights, checked but not proved: for suites that prove them in their own way."""
-    model, contract = _write_portable(checkpoint, folder, name, precision)
+    model, contract = _write_portable(checkpoint, folder, name, precision, row_parts)
     _write_resident(model, contract, folder)
     return contract
 
 
 def _write_portable(
-    checkpoint: Checkpoint, folder: Path, name: str, precision: Precision = Precision.FP32
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str,
+    precision: Precision = Precision.FP32,
+    row_parts: RowParts = WHOLE_ROWS,
 ) -> tuple[ModelProto, Contract]:
     """Build, write and check model.onnx and the weights file."""
     model = portable.build(checkpoint.module, precision)
@@ -116,6 +128,7 @@ def _write_portable(
         notes=checkpoint.notes,
         precision=precision,
     )
+    contract = with_parts(contract, row_parts)
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
     return model, contract

@@ -6,6 +6,7 @@ rows of the slab, runs the model and scatters the new states. Owns that rule. Kn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from export.time_scan import is_time_scan, take_own_last_steps
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, SlabSpec, StatePair, TensorSpec
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+WHOLE = ".whole"  # a slab of parts as [N, W]
 SEQUENCE_LENS = 4  # its place among the inputs of all three
 
 
@@ -45,11 +47,14 @@ def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -
         _take_input(wrapped, tensor)
     for tensor in contract.outputs:
         _give_output(wrapped, tensor)
+    new_rows: list[tuple[SlabSpec, str]] = []
     for slab in contract.slabs():
         _read_rows(wrapped, slab)
-        _write_rows(wrapped, slab)
+        new_rows.append((slab, _join_rows(wrapped, slab)))
     if one_by_one:
-        _part_lanes(wrapped, contract)
+        _part_lanes(wrapped, contract, new_rows)
+    for slab, rows in new_rows:
+        _scatter(wrapped, slab, rows)
     return _assemble(model, wrapped, contract)
 
 
@@ -110,7 +115,7 @@ def _read_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
     index, rows = f"{PREFIX}read_index", f"{PREFIX}{slab.input}.rows"
     if not any(index in node.output for node in wrapped.before):
         wrapped.before.append(_node("Unsqueeze", [READ_ROWS, wrapped.constant("front", [0])], [index]))
-    wrapped.before.append(_node("Gather", [slab.input, index], [rows], axis=0))
+    wrapped.before.append(_node("Gather", [_whole_rows(wrapped, slab), index], [rows], axis=0))
     pieces: list[Piece] = []
     reshapes: list[NodeProto] = []
     for state in slab.states:
@@ -127,11 +132,22 @@ def _read_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
     wrapped.before += [cut, *reshapes]
 
 
-def _write_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
-    """Join the new states to rows [1, B, W] and scatter them."""
-    index, rows = f"{PREFIX}write_index", f"{PREFIX}{slab.input}.new_rows"
-    if not any(index in node.output for node in wrapped.after):
-        wrapped.after.append(_node("Unsqueeze", [WRITE_ROWS, wrapped.constant("around", [0, 2])], [index]))
+def _whole_rows(wrapped: Wrapped, slab: SlabSpec) -> str:
+    """The slab [N, W] to gather from, where every element has a thread of its own on a GPU anyway.
+
+    A view: ONNX Runtime gives a reshaped input the input's own memory.
+    """
+    if slab.parts == 1:
+        return slab.input
+    whole = f"{PREFIX}{slab.input}{WHOLE}"
+    shape = wrapped.constant(f"{slab.input}.whole_shape", [-1, slab.width])
+    wrapped.before.append(_node("Reshape", [slab.input, shape], [whole]))
+    return whole
+
+
+def _join_rows(wrapped: Wrapped, slab: SlabSpec) -> str:
+    """Join the new states to rows [1, B, W]; their name."""
+    rows = f"{PREFIX}{slab.input}.new_rows"
     pieces: list[Piece] = []
     for state in slab.states:
         direct = layers_written(wrapped, state)
@@ -140,10 +156,38 @@ def _write_rows(wrapped: Wrapped, slab: SlabSpec) -> None:
             wrapped.after += _flatten(wrapped, state, direct[0].name)
         pieces += direct
     if len(pieces) == 1:
-        rows = pieces[0].name
-    else:
-        wrapped.after.append(_node("Concat", [piece.name for piece in pieces], [rows], axis=2))
+        return pieces[0].name
+    wrapped.after.append(_node("Concat", [piece.name for piece in pieces], [rows], axis=2))
+    return rows
+
+
+def _scatter(wrapped: Wrapped, slab: SlabSpec, rows: str) -> None:
+    """ScatterND into the slab [N*K, W/K]: part k of row r, which CUDA's kernel gives a thread, goes to r*K + k."""
+    index, axes = (f"{PREFIX}write_index", [0, 2]) if slab.parts == 1 else (f"{PREFIX}write_index_by_lane", [1, 2])
+    if not any(index in node.output for node in wrapped.after):
+        around = wrapped.constant("around" if slab.parts == 1 else "behind", axes)
+        wrapped.after.append(_node("Unsqueeze", [WRITE_ROWS, around], [index]))
+    if slab.parts > 1:
+        index, rows = _in_parts(wrapped, slab, index, rows)
     wrapped.after.append(_node("ScatterND", [slab.input, index, rows], [slab.output]))
+
+
+def _in_parts(wrapped: Wrapped, slab: SlabSpec, index: str, rows: str) -> tuple[str, str]:
+    """Rows [1, B, W] and their index [B, 1, 1], as parts [B, K, W/K] and their index [B, K, 1]."""
+    of = f"{slab.input}.part"
+    count = wrapped.constant(f"{of}s", [slab.parts])
+    shape = wrapped.constant(f"{of}s_shape", [-1, slab.parts, slab.width // slab.parts])
+    # 0, 1, … K-1: a constant once it's loaded, and in the file no integers that might be weights.
+    limits = [wrapped.scalar(f"{of}_{name}", value) for name, value in (("first", 0), ("end", slab.parts), ("step", 1))]
+    numbers, first, where, parts = (f"{PREFIX}{of}{name}" for name in ("_numbers", "_zero", "_index", "_rows"))
+    wrapped.after += [
+        _node("Range", limits, [numbers]),
+        _node("Unsqueeze", [numbers, wrapped.constant("part_axis", [1])], [f"{numbers}.column"]),
+        _node("Mul", [index, count], [first]),
+        _node("Add", [first, f"{numbers}.column"], [where]),
+        _node("Reshape", [rows, shape], [parts]),
+    ]
+    return where, parts
 
 
 def _unflatten(wrapped: Wrapped, state: StatePair, piece: str) -> list[NodeProto]:
@@ -178,14 +222,14 @@ def _batch_to(state: StatePair) -> list[int]:
     return perm
 
 
-def _part_lanes(wrapped: Wrapped, contract: Contract) -> None:
+def _part_lanes(wrapped: Wrapped, contract: Contract, new_rows: Sequence[tuple[SlabSpec, str]]) -> None:
     """Put everything between gathering and scattering into a Scan over the lanes."""
-    scatters = {node.output[0]: node for node in wrapped.after if node.op_type == "ScatterND"}
-    rows = [(slab, f"{PREFIX}{slab.input}.rows", scatters[slab.output].input[2]) for slab in contract.slabs()]
-    outside = {f"{PREFIX}read_index", f"{PREFIX}write_index", *scatters, *(old for _, old, _ in rows)}
+    rows = [(slab, f"{PREFIX}{slab.input}.rows", new) for slab, new in new_rows]
+    outside = {f"{PREFIX}read_index", *(f"{PREFIX}{slab.input}{WHOLE}" for slab, _, _ in rows)}
+    outside |= {old for _, old, _ in rows}
     inside = [node for node in (*wrapped.before, *wrapped.model, *wrapped.after) if node.output[0] not in outside]
     wrapped.before = [node for node in wrapped.before if node.output[0] in outside]
-    wrapped.after = [node for node in wrapped.after if node.output[0] in outside]
+    wrapped.after = []
     wrapped.model = [in_scan(inside, contract, rows)]
     for axis in (0, 1):
         wrapped.constants[f"{AXIS}{axis}"] = np.array([axis], dtype=np.int64)
@@ -234,14 +278,14 @@ def _inputs(contract: Contract) -> list[ValueInfoProto]:
         _value(LENGTHS, "int32", ["batch"]),
         _value(READ_ROWS, "int64", ["batch"]),
         _value(WRITE_ROWS, "int64", ["batch"]),
-        *(_value(slab.input, slab.dtype, ["rows", slab.width]) for slab in contract.slabs()),
+        *(_value(slab.input, slab.dtype, list(slab.axes)) for slab in contract.slabs()),
     ]
 
 
 def _outputs(contract: Contract) -> list[ValueInfoProto]:
     return [
         *(_value(tensor.name, tensor.dtype, ["batch", "time", *tensor.shape]) for tensor in contract.outputs),
-        *(_value(slab.output, slab.dtype, ["rows", slab.width]) for slab in contract.slabs()),
+        *(_value(slab.output, slab.dtype, list(slab.axes)) for slab in contract.slabs()),
     ]
 
 

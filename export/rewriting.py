@@ -42,6 +42,11 @@ class Wrapped:
         self.constants[PREFIX + name] = np.array(values, dtype=np.int64)
         return PREFIX + name
 
+    def scalar(self, name: str, value: int) -> str:
+        """An int64 constant without axes, made once."""
+        self.constants[PREFIX + name] = np.array(value, dtype=np.int64)
+        return PREFIX + name
+
     def rename(self, old: str, new: str) -> None:
         """Let the model's nodes call the tensor `old` by the name `new`."""
         rename(self.model, {old: new})

@@ -56,7 +56,8 @@ class Resident:
         for slab in self._contract.slabs():
             self.slabs[slab.dtype] = np.zeros((rows, slab.width), slab.dtype)
             self.slabs[slab.dtype][0] = slab.initial_row()
-            self._values[slab.dtype] = ort.OrtValue.ortvalue_from_numpy(self.slabs[slab.dtype])  # shares the memory
+            parts = self.slabs[slab.dtype].reshape(slab.shape(rows))
+            self._values[slab.dtype] = ort.OrtValue.ortvalue_from_numpy(parts)  # shares the memory
 
     def write_states(self, row: int, states: Mapping[str, Array]) -> None:
         """Put one stream's states, by input name and without the batch axis, into a row."""

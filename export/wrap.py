@@ -16,6 +16,7 @@ from export.branches import decide
 from export.layouts import AmbiguousError
 from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.page import artifact_page
+from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
 from export.run_faults import missed_by, planted, run_faults
 from export.start_states import add_starts
 from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
@@ -67,6 +68,7 @@ def wrap(
     name: str,
     asked: Asked | None = None,
     batching: Batching = Batching.AUTO,
+    row_parts: RowParts = WHOLE_ROWS,
     progress: wrap_proof.Progress = silent,
 ) -> Wrapped:
     """Make the ONNX file `path` a resident artifact in the folder `final`, which appears only when it is proved.
@@ -74,7 +76,8 @@ def wrap(
     Raises WrapError, ResidentError, StructureError or ArtifactError, and then leaves nothing.
     """
     with artifact.staged(final) as folder:
-        made = make(path, folder, name=name, asked=asked or Asked(), batching=batching, progress=progress)
+        asked = asked or Asked()
+        made = make(path, folder, name=name, asked=asked, batching=batching, row_parts=row_parts, progress=progress)
         controls = {}
         total = len(run_faults(made.contract))
         for done, (fault, records) in enumerate(planted(folder, made.contract), start=1):
@@ -94,6 +97,7 @@ def make(
     name: str,
     asked: Asked,
     batching: Batching = Batching.AUTO,
+    row_parts: RowParts = WHOLE_ROWS,
     progress: wrap_proof.Progress = silent,
     notes: Mapping[str, str] | None = None,
 ) -> Wrapped:
@@ -101,12 +105,12 @@ def make(
 
     `notes` are people's, instead of the file's own name and digest. Raises what `wrap` does.
     """
-    work = _Work(read(path), asked, progress, list(asked.remarks))
+    work = _Work(read(path), asked, row_parts, progress, list(asked.remarks))
     _check_theirs(path)
     ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
     notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
     contract, records = _first_that_holds(work, folder, name, ways, notes)
-    return Wrapped(folder, contract, records, tuple(work.remarks))
+    return Wrapped(folder, contract, records, (*work.remarks, *describe(contract)))
 
 
 def is_wrapped(path: Path) -> bool:
@@ -137,6 +141,7 @@ class _Work:
 
     theirs: Theirs
     asked: Asked
+    row_parts: RowParts
     progress: wrap_proof.Progress
     remarks: list[str] = field(default_factory=list)
 
@@ -175,6 +180,7 @@ def _first_that_holds(
                 work.remarks.append(f"not together: {error}")
             continue
         contract = replace(found.contract, name=name, weights_digest=artifact.digest(weights), notes=notes)
+        contract = with_parts(contract, work.row_parts)
         for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
             try:
                 return _try(work, folder, found, replace(contract, ragged=way.ragged), way, folded=folded)

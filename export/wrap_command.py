@@ -20,6 +20,7 @@ from export import artifact, wrap
 from export.layouts import BATCH, TIME, Layout
 from export.one_by_one import BATCHES
 from export.report import findings
+from export.row_parts import HELP, WHOLE_ROWS, row_parts
 from export.starts import noted
 from export.theirs import WrapError
 from export.triton_theirs import asked_by
@@ -90,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help="together: all streams of a batch in one go; alone: one after the other, for graphs whose batch is fixed"
         " to 1 or whose last bits depend on it; auto (the default): together where that changes no bit",
     )
+    made.add_argument("--row-parts", type=row_parts, default=WHOLE_ROWS, metavar="K|auto", help=HELP)
     return made
 
 
@@ -107,6 +109,7 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             name=options.name,
             asked=asked,
             batching=options.batch,
+            row_parts=options.row_parts,
             progress=shown,
         )
     show(made, console)

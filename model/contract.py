@@ -4,7 +4,8 @@ Owns the names, dtypes, shapes and state pairs of a stateful model and their tex
 and no onnxruntime, so that exporter and server read the same page.
 
 Axis letters, used everywhere in this repository:
-B batch, T time, F features, L layers, H hidden, O outputs, N rows of the slab, W width of a slab row.
+B batch, T time, F features, L layers, H hidden, O outputs, N rows of the slab, W width of a slab row, K parts of a
+row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _METADATA_PROPS = 14  # the field of onnx.ModelProto
 LENGTHS = "lengths"  # int32 [B], host memory: valid steps of each row, 1..T, never 0
 READ_ROWS = "read_rows"  # int64 [B]: the slab row each lane starts from
 WRITE_ROWS = "write_rows"  # int64 [B]: the slab row each lane's new state goes to, never a row that is read
-SLAB_PREFIX = "slab_"  # + dtype: [N, W]
+SLAB_PREFIX = "slab_"  # + dtype: [N*K, W/K], which is [N, W] where rows have one part
 SLAB_NEXT_SUFFIX = "_next"  # the same buffer, bound again as output
 
 
@@ -103,10 +104,14 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class SlabSpec:
-    """The slab of one dtype: N rows, each the states of that dtype, flattened and joined in contract order."""
+    """The slab of one dtype: N rows, each the states of that dtype, flattened and joined in contract order.
+
+    The graph sees the same memory in `parts` (K) parts a row: [N*K, W/K]. Only what binds the slab needs to know.
+    """
 
     dtype: str
     states: tuple[StatePair, ...]
+    parts: int = 1
 
     @property
     def input(self) -> str:
@@ -127,6 +132,15 @@ class SlabSpec:
     def row_bytes(self) -> int:
         """Bytes in a row."""
         return self.width * np.dtype(self.dtype).itemsize
+
+    @property
+    def axes(self) -> tuple[str, int]:
+        """How the graph declares it: a symbolic N*K, and W/K."""
+        return "rows" if self.parts == 1 else "row_parts", self.width // self.parts
+
+    def shape(self, rows: int) -> list[int]:
+        """What the graph is told of a slab of so many rows: [N*K, W/K]."""
+        return [rows * self.parts, self.width // self.parts]
 
     def initial_row(self) -> npt.NDArray[Any]:
         """What row 0, every new stream's first state, holds: [W]."""
@@ -203,6 +217,7 @@ class Contract:
     weights_digest: str
     precision: str = "fp32"
     ragged: bool = True  # False: the resident graph takes T = 1 only
+    row_parts: Mapping[str, int] = field(default_factory=dict)  # by dtype: K of that slab's rows, where it isn't 1
     constants: tuple[Constant, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)  # free text for people: tokenizer, training data
     certificate: Certificate | None = None
@@ -210,7 +225,10 @@ class Contract:
     def slabs(self) -> tuple[SlabSpec, ...]:
         """The slabs of the resident graph, one per state dtype, in order of first appearance."""
         dtypes = dict.fromkeys(state.dtype for state in self.states)
-        return tuple(SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype)) for dtype in dtypes)
+        return tuple(
+            SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype), self.row_parts.get(dtype, 1))
+            for dtype in dtypes
+        )
 
     def digest(self) -> str:
         """A SHA-256 ("sha256:…") over everything here but the certificate."""
@@ -266,6 +284,15 @@ class Contract:
         for state in self.states:
             if state.initial is not None and len(state.initial) != state.elements * np.dtype(state.dtype).itemsize:
                 raise ContractError(f"state {state.input!r}: {len(state.initial)} bytes of initial value")
+        self._check_row_parts()
+
+    def _check_row_parts(self) -> None:
+        strange = sorted(self.row_parts.keys() - {state.dtype for state in self.states})
+        if strange:
+            raise ContractError(f"row_parts of {strange[0]!r}, and no state has that dtype")
+        for slab in self.slabs():
+            if slab.parts < 1 or slab.width % slab.parts:
+                raise ContractError(f"row_parts of {slab.dtype!r}: {slab.parts} don't divide {slab.width} elements")
 
 
 def graph_digest(data: bytes) -> str:
@@ -322,6 +349,8 @@ def _plain(contract: Contract) -> dict[str, Any]:
         return plain | {"value": base64.b64encode(value.value).decode()}
 
     certificate = contract.certificate
+    # What an older version doesn't know is left out where it says nothing new: an older artifact's digest stays.
+    parts = {"row_parts": dict(contract.row_parts)} if contract.row_parts else {}
     return {
         "schema": SCHEMA,
         "name": contract.name,
@@ -332,6 +361,7 @@ def _plain(contract: Contract) -> dict[str, Any]:
         "weights_digest": contract.weights_digest,
         "precision": contract.precision,
         "ragged": contract.ragged,
+        **parts,
         "notes": dict(contract.notes),
         "certificate": None if certificate is None else certificate_to_plain(certificate),
     }
@@ -377,6 +407,7 @@ def _contract(data: Mapping[str, Any]) -> Contract:
         weights_digest=str(data["weights_digest"]),
         precision=str(data["precision"]),
         ragged=bool(data["ragged"]),
+        row_parts={str(dtype): int(parts) for dtype, parts in dict(data.get("row_parts", {})).items()},
         notes=dict(data["notes"]),
         certificate=None if plain_certificate is None else _certificate(plain_certificate),
     )

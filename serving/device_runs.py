@@ -85,9 +85,10 @@ class DeviceRuns:
         self._buffers = buffers
         self._owner = threading.get_ident()
         self._specs = buffers.contract.slabs()
-        self._slabs = [memory.allocate([rows + self.scratch.size, slab.width], slab.dtype) for slab in self._specs]
+        every = rows + self.scratch.size
+        self._slabs = [memory.allocate(slab.shape(every), slab.dtype) for slab in self._specs]
         for slab, value in zip(self._specs, self._slabs, strict=True):
-            self._clear(slab, value)
+            self._clear(slab, value, every)
         self.write(0, [slab.initial_row() for slab in self._specs])
         self._lengths_there = _on_device(session, LENGTHS)
         sent: list[npt.NDArray[Any]] = [buffers.lengths, buffers.read_rows, buffers.write_rows, *buffers.inputs]
@@ -126,8 +127,7 @@ class DeviceRuns:
     def _row(self, slab: SlabSpec, there: Any, row: int) -> Any:
         return self._memory.view(there.data_ptr() + row * slab.row_bytes, [slab.width], slab.dtype)
 
-    def _clear(self, slab: SlabSpec, there: Any) -> None:
-        rows = there.shape()[0]
+    def _clear(self, slab: SlabSpec, there: Any, rows: int) -> None:
         at_once = max(1, _ZEROS // slab.row_bytes)
         for first in range(0, rows, at_once):
             count = min(at_once, rows - first)

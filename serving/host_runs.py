@@ -74,6 +74,7 @@ class HostRuns:
         for spec, buffer in zip(buffers.contract.outputs, buffers.outputs, strict=True):
             bind_output(spec.name, buffer, [lanes, steps, *spec.shape])
         for slab, values in zip(self._specs, self._slabs, strict=True):
-            bind_input(slab.input, values, values.shape)
-            bind_output(slab.output, values, values.shape)
+            shape = slab.shape(len(values))
+            bind_input(slab.input, values, shape)
+            bind_output(slab.output, values, shape)
         return binding

@@ -92,5 +92,5 @@ def _trial(contract: Contract) -> dict[str, npt.NDArray[Any]]:
     for spec in contract.inputs:
         feeds[spec.name] = np.full((LANES, steps, *spec.shape), spec.minimum or 0, spec.dtype)
     for slab in contract.slabs():
-        feeds[slab.input] = np.zeros((2 * LANES, slab.width), slab.dtype)
+        feeds[slab.input] = np.zeros(slab.shape(2 * LANES), slab.dtype)
     return feeds

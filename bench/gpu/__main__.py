@@ -92,7 +92,7 @@ def possible(jobs: list[Job], device: str) -> tuple[list[Job], list[Skipped]]:
     if place.without_torch(place.CPU) is not None:
         skipped.append(Skipped("steps: the check of all answers against float64", "torch isn't installed"))
     if no_onnxruntime is not None:
-        skipped.append(Skipped(f"steps: {Who.OURS}, {Who.PLAIN}, {Who.ENGINE}", no_onnxruntime))
+        skipped.append(Skipped(f"steps: {', '.join(who for who in Who if not who.torch)}", no_onnxruntime))
     return [_without(job, absent) if job.work is Work.STEPS else job for job in left], skipped
 
 

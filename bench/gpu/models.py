@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from model.lstm import LSTM
 
 _SEED = 20_261_125
+_IN_PARTS = "resident-parts.onnx"
 
 
 class NoModelError(RuntimeError):
@@ -72,6 +73,23 @@ def artifact_of(job: Job, models: Path) -> Path:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     return final
+
+
+def in_parts(job: Job, models: Path) -> Path:
+    """The graph of the job's model with rows in parts of some 32 elements, beside the one with whole rows."""
+    folder = artifact_of(job, models)
+    path = folder / _IN_PARTS
+    if not path.exists():
+        from export import artifact, resident  # noqa: PLC0415  only where somebody races with it
+        from export.row_parts import PART, with_parts  # noqa: PLC0415
+
+        model, contract = artifact.read_graph(folder / artifact.MODEL, weights=False)
+        # At least two, so that a rehearsal's tiny rows are cut, too.
+        contract = with_parts(contract, max(2, max(slab.width for slab in contract.slabs()) // PART))
+        staged = path.with_suffix(".making")
+        artifact.write_graph(resident.derive(model, contract), staged, contract)
+        staged.rename(path)
+    return path
 
 
 def needs_model(job: Job) -> bool:

@@ -19,6 +19,7 @@ _HEAD = 56
 _COLOURS = {
     Who.OURS: "#1971c2",
     Who.PLAIN: "#74c0fc",
+    Who.PARTS: "#ae3ec9",
     Who.EAGER: "#e8590c",
     Who.CELL: "#2f9e44",
     FLOOR: "#868e96",

@@ -28,6 +28,7 @@ class Who(StrEnum):
 
     OURS = "ours, graphs"  # ONNX Runtime on our graph
     PLAIN = "ours, no graphs"
+    PARTS = "ours, rows in parts"  # which more of a GPU's threads scatter; with graphs, too
     ENGINE = "our engine"  # which copies inputs up and outputs down, as the server uses it
     EAGER = "torch.nn.LSTM"
     CELL = "compiled cell in a graph"
@@ -53,6 +54,7 @@ class Job:
     steps: tuple[int, ...] = (1,)  # T
     batches: tuple[int, ...] = (1,)  # B, of single steps
     chunk_batches: tuple[int, ...] = (1,)  # B, of several steps
+    parts_at: tuple[int, ...] = ()  # B, of single steps, at which ours races with rows in parts, too
     seconds: float = 0.02  # of each figure
     rounds: int = 2
     largest: int = 8192  # what the floors are measured at: rows of a square matrix
@@ -86,12 +88,17 @@ class Job:
         every = [(steps, batch) for steps in self.steps for batch in (self.batches, self.chunk_batches)[steps > 1]]
         return [size for size in every if size not in self.done]
 
+    def contestants(self, size: tuple[int, int]) -> list[Who]:
+        """Who races at that size (T, B)."""
+        parted = size[0] == 1 and size[1] in self.parts_at
+        return [who for who in Who if who not in self.without and (parted or who is not Who.PARTS)]
+
     @property
     def figures(self) -> int:
         """How many records it should give, for a progress bar."""
         match self.work:
             case Work.STEPS:
-                return len(self.sizes) * (len(Who) - len(self.without))
+                return sum(len(self.contestants(size)) for size in self.sizes)
             case Work.RATES:
                 return 2 + len(WEIGHT_BYTES)
             case Work.COPIES:
@@ -117,6 +124,7 @@ class Job:
 
 BATCHES = (1, 8, 64, 1024, 8192, 4, 16, 256, 4096)  # the telling ones first
 CHUNK_BATCHES = (1, 64, 1024, 8192)
+PARTS_AT = (1, 64, 1024, 8192)
 LONG = 16  # T of a chunk
 
 
@@ -131,6 +139,7 @@ def _race(hidden: int, layers: int, precision: str) -> Job:
         steps=(1, LONG),
         batches=BATCHES,
         chunk_batches=CHUNK_BATCHES,
+        parts_at=PARTS_AT,
     )
 
 
@@ -179,7 +188,15 @@ def full() -> list[Job]:
 def quick() -> list[Job]:
     """Through everything once in tiny sizes: a rehearsal that says whether the code runs, and nothing of speed."""
     race = Job(
-        work=Work.STEPS, limit=60, layers=2, steps=(1, 3), batches=(1, 5), chunk_batches=(1, 5), seconds=0.001, rounds=1
+        work=Work.STEPS,
+        limit=60,
+        layers=2,
+        steps=(1, 3),
+        batches=(1, 5),
+        chunk_batches=(1, 5),
+        parts_at=(5,),
+        seconds=0.001,
+        rounds=1,
     )
     served = Job(work=Work.SERVED, limit=60, workers=2, streams=4, generators=2, seconds=0.3)
     return [

@@ -36,7 +36,7 @@ class Session:
             few = random.standard_normal((_DIFFERENT, slab.width), np.float32) * _SPREAD
             values = np.resize(few, (2 * max_batch + 1, slab.width))
             values[0] = slab.initial_row()
-            self._slabs.append(self._there(values.astype(slab.dtype)))
+            self._slabs.append(self._there(values.astype(slab.dtype).reshape(slab.shape(len(values)))))
         self._ids = itertools.count(1)
 
     def _open(self, path: Path) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.gpu.desk import Desk, PoisonedError, timed
-from bench.gpu.models import artifact_of, module_of
+from bench.gpu.models import artifact_of, in_parts, module_of
 from bench.gpu.ours import Ours
 from bench.gpu.place import CPU
 from bench.gpu.plan import Job, Who
@@ -85,12 +85,13 @@ def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], 
     def path() -> Path:
         return artifact_of(job, desk.models) / RESIDENT
 
-    def session(*, graphs: bool) -> Contestant:
-        return Session(path(), device=desk.device, graphs=graphs, max_batch=widest)
+    def session(of: Path, *, graphs: bool) -> Contestant:
+        return Session(of, device=desk.device, graphs=graphs, max_batch=widest)
 
     makers: dict[Who, Callable[[], Contestant]] = {
-        Who.OURS: lambda: session(graphs=True),
-        Who.PLAIN: lambda: session(graphs=False),
+        Who.OURS: lambda: session(path(), graphs=True),
+        Who.PLAIN: lambda: session(path(), graphs=False),
+        Who.PARTS: lambda: session(in_parts(job, desk.models), graphs=True),
         Who.ENGINE: lambda: Ours(path(), device=desk.device, max_batch=widest, slice_steps=longest, room=room),
     }
     truth: Truth | None = None
@@ -102,7 +103,8 @@ def _makers(job: Job, desk: Desk) -> tuple[dict[Who, Callable[[], Contestant]], 
         truth = rivals.Reference(at, module).answers
         makers[Who.EAGER] = lambda: rivals.Eager(at, module, job.precision)
         makers[Who.CELL] = lambda: rivals.Cell(at, module, job.precision)
-    return {who: make for who, make in makers.items() if who not in job.without}, truth
+    racing = {who for size in every for who in job.contestants(size)}
+    return {who: make for who, make in makers.items() if who in racing}, truth
 
 
 @dataclass(slots=True)
@@ -159,9 +161,12 @@ def _make_ready(
     x = np.random.default_rng([steps, job.features]).standard_normal((VARIANTS, steps, job.features)).astype(np.float32)
     right = None if truth is None else truth(x)
     x = x[np.arange(batch) % VARIANTS]
+    racing = job.contestants((steps, batch))
     for who, contestant in made.items():
         if desk.over:
             return
+        if who not in racing:
+            continue
         desk.note(f"{where}: {who}, its answers", who)
         try:
             runs = contestant.ready(x)

@@ -10,7 +10,7 @@ from bench.gpu.targets import by_size, floor_of, of_matrix_rate, over_floor, tar
 from bench.tables import Grid, number
 
 BRIEF = {1: (1, 64, 1024, 8192), 16: (64,)}  # B by T that a terminal is shown; the page has all
-_ON_DEVICE = (Who.OURS, Who.PLAIN, Who.EAGER, Who.CELL)
+_ON_DEVICE = (Who.OURS, Who.PARTS, Who.PLAIN, Who.EAGER, Who.CELL)
 _FROM_HOST = (Who.ENGINE, Who.EAGER)
 _MOST_SKIPPED = 12  # lines of them on a terminal
 

@@ -46,6 +46,7 @@ CONTRACT = Contract(
     ),
     weights_digest="sha256:0",
     ragged=False,
+    row_parts={"float32": 11},
     constants=(Constant("sr", "int64", (), np.int64(16000).tobytes()),),
     notes={"tokens": "bytes"},
     certificate=CERTIFICATE,
@@ -70,6 +71,18 @@ def test_slabs_join_states_by_dtype_in_contract_order() -> None:
     assert floats.initial_row().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert integers.initial_row().dtype.name == "int64"
     assert integers.width == 1
+    assert (floats.axes, floats.shape(7)) == (("row_parts", 1), [77, 1])
+    assert (integers.axes, integers.shape(7)) == (("rows", 1), [7, 1])
+
+
+def test_whole_rows_are_what_older_versions_wrote() -> None:
+    """An artifact from before there were parts reads as one of whole rows, and its digest is what it was."""
+    whole = replace(CONTRACT, row_parts={})
+    text = whole.to_metadata()[METADATA_KEY]
+    assert "row_parts" not in text
+    assert Contract.from_metadata({METADATA_KEY: text}) == whole
+    assert whole.digest() == "sha256:e6f2c2a0de2096655b40af4d4cbaf143d54358b8d8af6b42d2e32905b4ecbcf7"
+    assert CONTRACT.digest() != whole.digest()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +110,9 @@ def test_what_is_no_contract_is_named(change: dict[str, str], text: str) -> None
         (replace(CONTRACT, outputs=(TensorSpec("y", "float32", (0,)),)), "size below 1"),
         (replace(CONTRACT, outputs=(TensorSpec("y", "nonsense", ()),)), "nonsense"),
         (replace(CONTRACT, states=(StatePair("h", "h_out", "float32", (2,), 0, b"123"),)), "3 bytes of initial value"),
+        (replace(CONTRACT, row_parts={"float32": 3}), "'float32': 3 don't divide 11 elements"),
+        (replace(CONTRACT, row_parts={"float32": 0}), "0 don't divide"),
+        (replace(CONTRACT, row_parts={"float64": 1}), "row_parts of 'float64', and no state has that dtype"),
     ],
 )
 def test_a_contract_that_contradicts_itself_is_refused(wrong: Contract, text: str) -> None:

@@ -32,12 +32,14 @@ F, LANES, ROWS, STEPS = 16, 12, 64, 100
 SPEC = Spec(input_size=F, hidden_size=64, layers=2, output_size=8)
 MODELS = {
     "fp32": (SPEC, Precision.FP32),
+    "parts": (SPEC, Precision.FP32),  # rows of 256 in parts of 32
     "tf32": (SPEC, Precision.TF32),
     "fp16": (SPEC, Precision.FP16),
     "int8": (SPEC, Precision.INT8),
     "projected": (Spec(input_size=F, hidden_size=64, proj_size=16, output_size=8), Precision.FP32),
     "tokens": (Spec(vocabulary=50, encoder_size=F, hidden_size=64, output_size=50), Precision.FP32),
 }
+ROW_PARTS = {"parts": 8}
 IN_A_SCAN = ("fp16", "projected")  # which ONNX Runtime captures no graph of
 
 Values = npt.NDArray[np.float32]
@@ -63,7 +65,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         torch.manual_seed(1)
         modules[name] = LSTM(spec)
         (folder / name).mkdir()
-        pipeline.write_graphs(Checkpoint(modules[name]), folder / name, name, precision)
+        pipeline.write_graphs(Checkpoint(modules[name]), folder / name, name, precision, ROW_PARTS.get(name, 1))
     return Models(folder, modules)
 
 
@@ -114,7 +116,7 @@ def errors(models: Models, name: str, x: Values, y: Values) -> tuple[float, floa
 
 @pytest.mark.parametrize("pieces", [1, 7])
 @pytest.mark.parametrize("lanes", [1, 3, 12])
-@pytest.mark.parametrize("name", ["fp32", "projected"])
+@pytest.mark.parametrize("name", ["fp32", "parts", "projected"])
 def test_fp32_is_as_exact_as_on_the_cpu(
     models: Models, place: dict[str, Any], name: str, lanes: int, pieces: int
 ) -> None:

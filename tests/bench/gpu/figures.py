@@ -53,6 +53,7 @@ def a_document(*more: Record) -> Document:
     records: list[Record] = [*MACHINE]
     for batch, ours in ((1, 12.0), (64, 13.0)):
         records.append(step(batch, device=ours))
+        records.append(step(batch, Who.PARTS, device=2 * ours))
         records.append(step(batch, Who.PLAIN, device=3 * ours))
         records.append(step(batch, Who.EAGER, device=4 * ours, host=50.0))
         records.append(step(batch, Who.CELL, device=ours / 2))

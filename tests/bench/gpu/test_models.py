@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.gpu import models
-from bench.gpu.models import artifact_of, module_of, name_of, repository_of
+from bench.gpu.models import artifact_of, in_parts, module_of, name_of, repository_of
 from bench.gpu.plan import Job, Work, full
 from export.artifact import MODEL, read_graph
 from export.portable import read_module
@@ -25,6 +25,21 @@ def test_the_graph_has_the_modules_weights(tmp_path: Path) -> None:
     written, made = read_module(model).state_dict(), module_of(JOB).state_dict()
     assert written.keys() == made.keys()
     assert all(np.array_equal(written[name], made[name]) for name in made)
+
+
+def test_rows_in_parts_are_the_same_model(tmp_path: Path) -> None:
+    """The graph lies beside the one with whole rows, has its weights, and is made once."""
+    path = in_parts(JOB, tmp_path)
+    made, contract = read_graph(path, weights=False)
+    whole, plain = read_graph(path.parent / "resident.onnx", weights=False)
+    assert contract == replace(plain, row_parts={"float32": 2})
+    assert plain.row_parts == {}
+    outside = [tensor for tensor in made.graph.initializer if tensor.external_data]
+    assert outside == [tensor for tensor in whole.graph.initializer if tensor.external_data]
+    before = path.stat().st_mtime_ns
+    assert in_parts(JOB, tmp_path).stat().st_mtime_ns == before
+    wide = read_graph(in_parts(replace(JOB, hidden=128), tmp_path), weights=False)[1]
+    assert wide.row_parts == {"float32": 2 * 2 * 128 // 32}
 
 
 def test_other_sizes_have_other_names() -> None:

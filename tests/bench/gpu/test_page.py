@@ -81,7 +81,7 @@ def test_a_terminal_is_shown_the_telling_sizes() -> None:
     cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
     assert [row[1] for row in cells] == ["1", "64"]  # and not 4
     # floor, bound, over it, of the matrix rate; on the device; from and to host memory
-    assert cells[0][2:] == ["7.00", "launches", "1.7", "0%", "12.0", "36.0", "48.0", "6.00", "20.0", "50.0"]
+    assert cells[0][2:] == ["7.00", "launches", "1.7", "0%", "12.0", "24.0", "36.0", "48.0", "6.00", "20.0", "50.0"]
     assert "nvidia-smi doesn't tell" in shown
     assert "and 9 more" in shown
     assert shown.index("Not measured") < shown.index("Targets, at the worst size")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bench.gpu.__main__ import BUDGET
 from bench.gpu.plan import Job, Who, Work, full, quick
 
@@ -25,7 +27,20 @@ def test_the_whole_grid_is_asked_for_once() -> None:
 
 def test_the_progress_bar_knows_how_much_comes() -> None:
     """As many records as the rehearsal gives."""
-    assert sum(job.figures for job in quick()) == 5 + 6 + 2 * 2 * 2 * len(Who) + 4 + 1
+    assert sum(job.figures for job in quick()) == 5 + 6 + 2 * (4 * (len(Who) - 1) + 1) + 4 + 1
+
+
+def test_rows_in_parts_race_at_some_single_steps_only() -> None:
+    """Where scattering is a good part of a step; and whoever is left out races nowhere."""
+    (race, *_) = (job for job in full() if job.work is Work.STEPS)
+    assert {size for size in race.sizes if Who.PARTS in race.contestants(size)} == {
+        (1, 1),
+        (1, 64),
+        (1, 1024),
+        (1, 8192),
+    }
+    assert set(race.contestants((16, 64))) == set(Who) - {Who.PARTS}
+    assert Who.PARTS not in replace(race, without=(Who.PARTS,)).contestants((1, 64))
 
 
 def test_every_section_begins_within_the_budget_whatever_goes_wrong() -> None:
