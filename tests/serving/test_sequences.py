@@ -125,8 +125,9 @@ class Rig:
         """Compute one run, but for single steps that can't be."""
         faults: dict[int, InvalidInput] = {}
         if run.batch.steps == 1:
-            chunks = [piece.chunk for piece in run.batch.slices]
-            faults = self.inputs.faults([one.first_step for one in chunks], [one.inputs for one in chunks])
+            slices = run.batch.slices
+            inputs = [[bytes(one.chunk.inputs[0])[4 * one.offset :][:4]] for one in slices]
+            faults = self.inputs.faults([one.first_step for one in slices], inputs)
         self.streams.refuse(run.of(faults), list(faults.values()))
         settle(self.streams, run.of(lane for lane in range(len(run)) if lane not in faults), self.slab)
 
