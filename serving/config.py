@@ -86,9 +86,9 @@ class Batching:
     # Streams times steps in one run, padding included. Bounds how long a run takes, and so how long a lone step can
     # have to wait for one. Too low: long chunks lose the gain of batching; too high: single steps wait.
     max_run_steps: int = 512
-    # slice_steps while others send in pieces no longer than this. Too low: long chunks pay more per step (with 8 a
+    # slice_steps while others send in pieces no longer than this. Too low: long chunks pay more per step (with 6 a
     # tenth); too high: single steps wait longer behind them (docs/performance.md).
-    shared_slice_steps: int = 8
+    shared_slice_steps: int = 6
 
     def __post_init__(self) -> None:
         _check_counts(self)

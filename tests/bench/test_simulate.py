@@ -188,9 +188,9 @@ def test_without_classes_short_rows_run_with_long_ones() -> None:
 
 
 def test_slices_are_short_beside_small_pieces() -> None:
-    """What the server does: the single step runs first, and the 30 steps then take turns of 8."""
+    """What the server does: the single step runs first, and the 30 steps then take turns of 6."""
     found = play(world((0, 0, 1), (0, 1, 30)), VARIANTS[AS_BUILT].batcher(), MACHINE)
-    assert found.run_steps.tolist() == [1, 8, 8, 8, 6]
+    assert found.run_steps.tolist() == [1, 6, 6, 6, 6, 6]
 
 
 def test_a_closed_loop_sends_the_next_after_the_answer() -> None:
