@@ -247,6 +247,16 @@ def test_warming_up_a_model_that_does_not_run_is_an_error_of_configuration() -> 
         make_lane(engine).warm_up()
 
 
+def test_the_first_of_every_size_is_run_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 1, 2, 4, … streams and of the largest, with one step and with a slice: no client pays for that."""
+    engine, run = SumEngine(), []
+    engine.slice_steps = 4
+    monkeypatch.setattr(engine, "probe", lambda _row, *, lanes, steps: run.append((lanes, steps)))
+    batching = Batching(max_batch=12, slice_steps=4, max_run_steps=32)
+    Lane("sum", 1, engine, limits=Limits(max_streams=8), batching=batching, clock=Clock()).warm_up()
+    assert set(run) == {(lanes, 1) for lanes in (1, 2, 4, 8, 12)} | {(1, 4), (2, 4), (4, 4), (8, 4), (12, 2)}
+
+
 def test_lanes_are_found_by_name_and_version() -> None:
     """Version 0 is the highest; what isn't there is refused by naming what is."""
     lanes = [

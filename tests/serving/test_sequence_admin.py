@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from serving.oip.infer_service import INFER
 from serving.oip.v1 import inference_pb2 as pb
 from serving.server import Server
 from tests.serving.client import SECONDS
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def server(artifacts: Path) -> Iterator[Server]:
     """A server of the small models."""
-    running = Server(ServerConfig(artifacts, "127.0.0.1:0", grace=0.2))
+    running = Server(ServerConfig(artifacts, "127.0.0.1:0", metrics_listen="127.0.0.1:0", grace=0.2))
     running.start()
     yield running
     assert running.drain()
@@ -38,7 +40,9 @@ def channel(server: Server) -> Iterator[grpc.Channel]:
                 evict_sequences(connection, model, keys=keys)
 
 
-def step(channel: grpc.Channel, key: int | str, *, start: bool = False, model: str = "vectors") -> None:
+def step(
+    channel: grpc.Channel, key: int | str, *, start: bool = False, model: str = "vectors", idle: float = 0.0
+) -> None:
     """One step of a sequence."""
     request = pb.ModelInferRequest(model_name=model)
     request.inputs.add(name="x", datatype="FP32", shape=[1, 1, 5])
@@ -48,6 +52,7 @@ def step(channel: grpc.Channel, key: int | str, *, start: bool = False, model: s
     else:
         request.parameters["sequence_id"].string_param = key
     request.parameters["sequence_start"].bool_param = start
+    request.parameters["cellstream_idle_seconds"].double_param = idle
     channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)(
         request, timeout=SECONDS
     )
@@ -89,6 +94,46 @@ def test_all_that_are_idle_are_evicted_at_once(channel: grpc.Channel) -> None:
     assert evict_sequences(channel, "vectors", min_idle_seconds=3600) == []
     assert set(evict_sequences(channel, "vectors", min_idle_seconds=1e-9)) == set(range(1, 21))
     assert list_sequences(channel, "vectors") == ([], 0)
+
+
+def test_what_becomes_of_sequences_is_measured(server: Server, channel: grpc.Channel) -> None:
+    """Starts, restarts, expiries, evictions, answers and refusals, by model."""
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=SECONDS) as response:
+            lines = response.read().decode().splitlines()
+        label = '{model="wide",version="1"}'
+        return {name: float(value) for name, _, value in (line.partition(label) for line in lines) if value}
+
+    before = metrics()
+    step(channel, 1, start=True, model="wide", idle=0.01)
+    for _ in range(2):
+        step(channel, 2, start=True, model="wide")
+    assert evict_sequences(channel, "wide", keys=[2]) == [2]
+    with pytest.raises(grpc.RpcError):
+        step(channel, 2, model="wide")
+    wait_until(lambda: metrics()["cellstream_sequences_expired_total"] == 1)
+    step(channel, 3, start=True, model="wide")
+    after = metrics()
+    assert {name: after[name] - before[name] for name in after if "sequences_" in name or "requests_" in name} == {
+        "cellstream_sequences_started_total": 4,
+        "cellstream_sequences_restarted_total": 1,
+        "cellstream_sequences_expired_total": 1,
+        "cellstream_sequences_evicted_total": 1,
+        "cellstream_requests_answered_total": 4,
+        "cellstream_requests_refused_total": 1,
+    }
+
+
+def test_live_sequences_and_their_bytes_are_measured(server: Server, channel: grpc.Channel) -> None:
+    """A row for each live sequence that has taken a step."""
+    for key in (1, 2):
+        step(channel, key, start=True)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=SECONDS) as response:
+        text = response.read().decode()
+    label = '{model="vectors",version="2"}'
+    assert f"cellstream_live_sequences{label} 2.0" in text
+    assert f"cellstream_state_bytes{label} {2 * 2 * 2 * 7 * 4}.0" in text  # streams, h and c, layers, units, bytes
 
 
 def test_an_unknown_model_has_no_sequences(channel: grpc.Channel) -> None:
