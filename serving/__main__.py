@@ -156,7 +156,7 @@ def _set_up_logs(choice: str, worker: Lifeline | None) -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line in one write: workers share the file
     )
 
 
