@@ -76,9 +76,10 @@ class _Admin:
             raise InvalidInput("nothing says which sequences to evict; give ids, or min_idle_seconds above 0")
 
         def evict() -> list[Key]:
-            sequences = lane.sequences
-            idle = sequences.idle_for(request.min_idle_seconds, self._front.clock())
-            return sequences.evict(keys or [live.key for live in idle])
+            if keys:
+                return lane.sequences.evict(keys)
+            idle = lane.sequences.idle_for(request.min_idle_seconds, self._front.clock())
+            return lane.sequences.evict([live.key for live in idle])
 
         evicted = on_loop(self._post, evict)
         log.info("sequences evicted", model=lane.name, version=lane.version, sequences=len(evicted))

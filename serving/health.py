@@ -33,7 +33,7 @@ class Health:
 
     def watch(self, lane: Lane) -> None:
         """Follow a lane."""
-        lane.on_ready_changed = lambda _lane: self.update(working=self._working)
+        lane.on_ready_changed = lambda _lane: self.changed()
 
     def changed(self) -> None:
         """Tell everybody that what is served has changed."""

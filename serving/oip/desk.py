@@ -102,7 +102,7 @@ class Desk:
             raise InvalidInput("the message isn't an inference.ModelInferRequest") from None
         ticket.request_id = request.id.encode()
         ticket.final = streamed and wants_final(request.parameters)
-        lane = ticket.lane = find_lane(front, request.model_name, request.model_version)
+        lane = ticket.lane = asked = find_lane(front, request.model_name, request.model_version)
         parsed = parse(lane, request, streamed=streamed)
         if not request.model_version and not parsed.ask.start and parsed.ask.key not in lane.sequences:
             older = self._where_it_lives(lane, parsed.ask.key)
@@ -111,7 +111,7 @@ class Desk:
                 parsed = parse(lane, request, streamed=streamed)
         ticket.form, ticket.steps = parsed.form, parsed.ask.steps
         live = lane.sequences.ask(parsed.ask, ticket, owner=caller, now=front.clock())
-        if live is not None and lane is find_lane(front, request.model_name, request.model_version):
+        if live is not None and lane is asked:
             self._plan(data, rest, request, parsed, live)
 
     def forget(self) -> None:
