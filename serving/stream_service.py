@@ -50,7 +50,10 @@ class StreamCall:
                 if inputs is not None:
                     assert self._lane is not None
                     self._lane.streams.push_next(stream, 1, inputs, front.clock())
-                    self._receive_if_room()
+                    if stream.accepted_step - stream.answered_step == 1 < front.limits.window_steps and not self._held:
+                        self._call.receive_after_reply()
+                    else:
+                        self._receive_if_room()
                     return
             front.check_size(data)
             self._take(data)
@@ -97,7 +100,7 @@ class StreamCall:
             )
             data = pb.StreamResponse(outputs=answer).SerializeToString()
         front.stats.messages_out += 1
-        call.send(data)
+        call.reply(data)
         if call.unsent_bytes >= front.limits.max_unsent_bytes and not self._held:
             assert self._lane is not None
             assert self._stream is not None
@@ -150,13 +153,16 @@ class StreamCall:
 
     def _receive_if_room(self) -> None:
         stream, limits, call = self._stream, self._front.limits, self._call
+        waiting = 0 if stream is None else stream.accepted_step - stream.answered_step
         self._stalled = (
-            stream is not None
-            and (stream.phase is not Phase.OPEN or stream.accepted_step - stream.answered_step >= limits.window_steps)
-        ) or call.unsent_bytes >= limits.max_unsent_bytes
+            (stream is not None and stream.phase is not Phase.OPEN)
+            or waiting >= limits.window_steps
+            or call.unsent_bytes >= limits.max_unsent_bytes
+        )
         call.tells_sent = self._stalled or self._held
-        if not self._stalled:
-            call.receive()
+        if self._stalled:
+            return
+        call.receive()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._front.stats.refusals[refusal.reason] += 1

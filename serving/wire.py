@@ -32,6 +32,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.bdp_probe", 0),
 )
 
+# After so many messages in a row a client is taken to wait for every answer before it sends on; it is looked at again
+# after every so many more. One that pauses for longer than _BRISK seconds isn't.
+_LOCKSTEP = 64
+_LOOK_AGAIN = 64
+_BRISK = 1.0
 _MAX_EVENTS = 4096  # taken by one poll: a flood of messages mustn't keep the loop from its other work
 _REQUESTED = 32  # calls of each method asked for in advance, so that a burst of new ones is taken in by one poll
 _NO_FLAGS = 0
@@ -77,17 +82,22 @@ class Call:
         "_aborted",
         "_call",
         "_cancelled",
+        "_deferred",
         "_due",
+        "_exchanging",
         "_finishing",
         "_greeted",
         "_half_closed",
         "_handler",
+        "_lockstep",
+        "_on_exchanged",
         "_on_received",
         "_on_sent",
         "_outbox",
         "_peer",
         "_receiving",
         "_sending",
+        "_sent_at",
         "_status",
         "_wire",
         "deadline",
@@ -112,6 +122,10 @@ class Call:
         self._peer: str | None = None
         self._due = 0  # operations outstanding; ReceiveCloseOnServer is one of them to the end
         self._receiving = False
+        self._deferred = False  # the next message is asked for together with the next send
+        self._exchanging = False  # an answer and the receive behind it are outstanding, in one operation
+        self._lockstep = 0  # messages in a row that were answered before the next came
+        self._sent_at = 0.0  # by the wire's time
         self._half_closed = False
         self._greeted = False  # initial metadata goes out with the first message or the status
         self._sending: bytes | None = None
@@ -123,6 +137,7 @@ class Call:
         # Bound once, not for every message. They refer back to the call; _over() breaks the circle.
         self._on_received: Callable[[Any], None] | None = self._received
         self._on_sent: Callable[[Any], None] | None = self._sent
+        self._on_exchanged: Callable[[Any], None] | None = self._exchanged
         self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
 
     @property
@@ -134,21 +149,46 @@ class Call:
 
     def receive(self) -> None:
         """Ask for the next message. Does nothing if one is asked for already, or none can come any more."""
-        if self._receiving or self._half_closed or self._finishing:
-            return
-        self._receiving = True
-        error = self._call.start_server_batch((_ReceiveMessage(_NO_FLAGS),), self._on_received)
-        if error:
-            self._refused("ReceiveMessageOperation", error)
-        self._due += 1
+        self._lockstep = 0
+        self._deferred = False
+        self._receive()
+
+    def receive_after_reply(self) -> None:
+        """Ask for the next message, perhaps no sooner than with the next reply(), which the service is sure to call.
+
+        Once a client is known to wait for every answer, both are one operation. From then until its next message, what
+        is given to send() stays in the outbox; finish() doesn't wait.
+        """
+        self._lockstep = known = self._lockstep + 1 if self._wire.now - self._sent_at < _BRISK else 0
+        if known > _LOCKSTEP and known % _LOOK_AGAIN and not self._receiving:
+            self._deferred = True
+        else:
+            self._receive()
+
+    def reply(self, data: bytes) -> None:
+        """Send the answer to the message that was taken last: send(), and what receive_after_reply() has put off."""
+        self._sent_at = self._wire.now
+        if not self._deferred or self._sending is not None or not self._greeted:
+            self.send(data)
+        elif not self._finishing:
+            self._deferred = False
+            self._exchanging = self._receiving = True
+            both = (_SendMessage(data, _NO_FLAGS), _ReceiveMessage(_NO_FLAGS))
+            error = self._call.start_server_batch(both, self._on_exchanged)
+            if error:
+                self._refused("SendMessageOperation, ReceiveMessageOperation", error)
+            self._due += 1
 
     def send(self, data: bytes) -> None:
         """Send a message, after those already waiting. Does nothing if the call is finishing or over."""
         if self._finishing:
             return
+        if self._deferred:
+            self._deferred = False
+            self._receive()
         self.unsent += 1
         self.unsent_bytes += len(data)
-        if self._sending is None:
+        if self._sending is None and not self._exchanging:
             self._start_send(data)
         else:
             self._outbox.append(data)
@@ -174,19 +214,21 @@ class Call:
             return
         self._finishing = True
         self._status = (code, details, metadata)
+        if self._exchanging:
+            self._drop_outbox()  # nothing in it answers anything, and it can't leave before the client's next message
         if self._sending is None:
             self._start_status()
 
     def abort(self, code: grpc.StatusCode, details: str = "", metadata: Metadata = ()) -> None:
         """End the call with this status now, even if it is finishing, and drop what hasn't left.
 
-        For a client that doesn't read. While a message of ours is on its way gRPC can't pass `metadata`.
+        For a client that doesn't read. While a message of ours may be on its way gRPC can't pass `metadata`.
         """
         if self._aborted or self._call is None:
             return
         self._aborted = True
         self._drop_outbox()
-        if self._finishing or self._sending is not None:
+        if self._finishing or self._exchanging or self._sending is not None:
             self._cancel(code, details)
         else:
             self._cancelled = True
@@ -208,6 +250,15 @@ class Call:
         error = self._call.start_server_batch(operations, on_done)
         if error:
             self._refused(", ".join(type(operation).__name__ for operation in operations), error)
+        self._due += 1
+
+    def _receive(self) -> None:
+        if self._receiving or self._half_closed or self._finishing:
+            return
+        self._receiving = True
+        error = self._call.start_server_batch((_ReceiveMessage(_NO_FLAGS),), self._on_received)
+        if error:
+            self._refused("ReceiveMessageOperation", error)
         self._due += 1
 
     def _refused(self, what: str, error: int) -> None:
@@ -238,15 +289,31 @@ class Call:
     # Completions. Each first brings the books up to date and only then calls the handler, which may raise.
 
     def _received(self, event: Any) -> None:
+        self._take_in(event.batch_operations[0].message())
+
+    def _take_in(self, data: bytes | None) -> None:
         self._receiving = False
         self._due -= 1
-        data = event.batch_operations[0].message()
         if data is None:
             self._half_closed = True
             self._wire.half_closed.append(self)
         if not self._due:
             self._over()
         elif data is not None and not self._finishing and self._handler is not None:
+            self._handler.on_message(data)
+
+    def _exchanged(self, event: Any) -> None:
+        self._exchanging = False
+        if not event.success:
+            self._cancel(grpc.StatusCode.INTERNAL, "an answer could not be sent")
+        elif self._outbox:
+            self._start_send(self._outbox.popleft())
+        data = event.batch_operations[1].message()
+        if data is None or self._finishing or self._handler is None:
+            self._take_in(data)
+        else:
+            self._receiving = False
+            self._due -= 1
             self._handler.on_message(data)
 
     def _sent(self, event: Any) -> None:
@@ -283,7 +350,7 @@ class Call:
 
     def _over(self) -> None:
         handler, self._handler = self._handler, None
-        self._call = self._on_received = self._on_sent = None
+        self._call = self._on_received = self._on_sent = self._on_exchanged = None
         self._wire.forget(self)
         if handler is not None:
             handler.on_closed(cancelled=self._cancelled)
@@ -320,6 +387,7 @@ class Wire:
         self._requested = 0
         self._refusal: tuple[grpc.StatusCode, str] | None = None
         self.live = 0  # calls that aren't over
+        self.now = 0.0  # monotonic seconds: when the latest event was waited for no longer
         self.half_closed: list[Call] = []  # told at the end of the poll; the calls themselves add to it
 
     def start(self) -> None:
@@ -339,6 +407,7 @@ class Wire:
         events = marked_at = 0
         marked = not timeout and self._mark()
         event = poll(time.time() + timeout if timeout else _AT_ONCE)
+        self.now = time.monotonic()
         while event.completion_type == _DONE:
             tag = event.tag
             if tag is not None:

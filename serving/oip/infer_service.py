@@ -165,7 +165,7 @@ class StreamInferCall:
                 self._finish(code_of(ticket.refusal), str(ticket.refusal), trailing(ticket.refusal))
                 return
             self._front.stats.messages_out += 1
-            call.send(data)
+            call.reply(data)
         if self._stalled:
             self._receive_if_room()
         if self._finishing or self._leaving:
@@ -175,7 +175,11 @@ class StreamInferCall:
         limits, call = self._front.limits, self._call
         self._stalled = self._steps >= limits.window_steps or call.unsent_bytes >= limits.max_unsent_bytes
         call.tells_sent = self._stalled
-        if not self._stalled:
+        if self._stalled:
+            return
+        if len(self._tickets) == 1:
+            call.receive_after_reply()
+        else:
             call.receive()
 
     def _end_if_drained(self) -> None:

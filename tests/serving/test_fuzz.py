@@ -42,9 +42,23 @@ class FakeCall:
         self.unsent_bytes = 0
         self.status: tuple[grpc.StatusCode, str] | None = None
         self.receiving = False
+        self.puts_off = False  # as for a client that is known to wait for every answer
+        self.put_off = False
 
     def receive(self) -> None:
+        self.put_off = False
         self.receiving = self.status is None
+
+    def receive_after_reply(self) -> None:
+        if self.puts_off:
+            self.put_off = True
+        else:
+            self.receive()
+
+    def reply(self, data: bytes) -> None:
+        self.send(data)
+        if self.put_off:
+            self.receive()
 
     def send(self, data: bytes) -> None:
         assert isinstance(data, bytes)

@@ -83,10 +83,24 @@ class WireCall:
         self.status: tuple[grpc.StatusCode, str] | None = None
         self.trailing: dict[str, str] = {}
         self.receiving = False
+        self.puts_off = False  # as for a client that is known to wait for every answer
+        self.put_off = False
         self.over = False
 
     def receive(self) -> None:
+        self.put_off = False
         self.receiving = self.status is None and not self.over
+
+    def receive_after_reply(self) -> None:
+        if self.puts_off:
+            self.put_off = True
+        else:
+            self.receive()
+
+    def reply(self, data: bytes) -> None:
+        self.send(data)
+        if self.put_off:
+            self.receive()
 
     def send(self, data: bytes) -> None:
         assert isinstance(data, bytes)
