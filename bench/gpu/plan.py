@@ -18,6 +18,7 @@ class Work(StrEnum):
 
     RATES = "rates"
     COPIES = "copies"
+    PARCELS = "our copies"
     PARITY = "parity"
     STEPS = "steps"
     SERVED = "served"
@@ -101,7 +102,7 @@ class Job:
                 return sum(len(self.contestants(size)) for size in self.sizes)
             case Work.RATES:
                 return 2 + len(WEIGHT_BYTES)
-            case Work.COPIES:
+            case Work.COPIES | Work.PARCELS:
                 return 2 * len(self.batches)
             case Work.PARITY:
                 return len(self.steps)
@@ -181,7 +182,8 @@ def full() -> list[Job]:
     eight = replace(served, workers=8, generators=6)
     load = [served, replace(served, workers=1), replace(served, steps_per_message=LONG)]
     copies = Job(work=Work.COPIES, limit=20, hidden=1024, batches=(1, 64, 1024, 8192))
-    begin = [Job(work=Work.RATES, limit=40), *parity[:3], first[0], load[0], *first[1:], copies]
+    parcels = replace(copies, work=Work.PARCELS, features=1024, precision="tf32")  # a model that has raced already
+    begin = [Job(work=Work.RATES, limit=40), *parity[:3], first[0], load[0], *first[1:], copies, parcels]
     return [*begin, *load[1:], *second, eight, replace(eight, device="cpu"), *parity[3:], *third]
 
 
@@ -203,6 +205,6 @@ def quick() -> list[Job]:
         Job(work=Work.RATES, limit=60, largest=64, seconds=0.001),
         *(Job(work=Work.PARITY, limit=60, precision=one, steps=(1, 70)) for one in ("fp32", "tf32", "fp16")),
         *(replace(race, precision=one) for one in ("tf32", "fp16")),
-        Job(work=Work.COPIES, limit=60, batches=(1, 8), seconds=0.001),
+        *(Job(work=one, limit=60, batches=(1, 8), seconds=0.001) for one in (Work.COPIES, Work.PARCELS)),
         served,
     ]

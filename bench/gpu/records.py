@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 SCHEMA = 1
+TORCH, OURS = "PyTorch", "our engine"  # who copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Copy:
     pinned: bool
     to_device_us: float
     from_device_us: float
+    by: str = TORCH  # or OURS: as the engine does it, gathering and giving out included
 
 
 @dataclass(frozen=True, slots=True)

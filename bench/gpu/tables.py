@@ -108,7 +108,7 @@ def copies_grid(found: Document) -> Grid:
     """To the device and back."""
     rows = tuple(
         (
-            f"{one.size:,} bytes, {'pinned' if one.pinned else 'not pinned'}",
+            f"{one.by}: {one.size:,} bytes, {'pinned' if one.pinned else 'not pinned'}",
             number(one.to_device_us),
             number(one.from_device_us),
         )
