@@ -81,7 +81,7 @@ class DeviceRuns:
         # Two for each lane, where no stream's state is: padding writes the first, captures and their proof both.
         self.scratch = np.arange(rows, rows + 2 * buffers.lanes).reshape(2, buffers.lanes)
         self._session = session
-        self._device = device
+        self._device, self._number = device, device.number or 0
         self._memory = memory = Memory(session, device)
         self._buffers = buffers
         self._owner = threading.get_ident()
@@ -115,6 +115,8 @@ class DeviceRuns:
 
     def read(self, row: int) -> list[npt.NDArray[Any]]:
         """A copy of one row: one [W] array per slab. From any thread: a row that is referred to doesn't change."""
+        if self._runtime is not None and threading.get_ident() != self._owner:
+            self._runtime.cudaSetDevice(self._number)  # every thread begins with the first GPU, and would wake it
         return [
             np.array(self._row(slab, value, row).numpy()) for slab, value in zip(self._specs, self._slabs, strict=True)
         ]
@@ -126,10 +128,11 @@ class DeviceRuns:
             self._row(slab, there, row).update_inplace(np.ascontiguousarray(value, dtype=slab.dtype))
 
     def _lock_pages(self) -> str:
+        self._runtime = None
         try:
-            runtime = cuda_runtime(self._device)
-            if runtime is not None:
-                unlock = page_lock([self._staging, self._landing], runtime, device=self._device.number or 0)
+            self._runtime = cuda_runtime(self._device)
+            if self._runtime is not None:
+                unlock = page_lock([self._staging, self._landing], self._runtime, device=self._number)
                 # Not at exit, when a thread may still be copying: the driver lets go of all that a process has locked.
                 weakref.finalize(self, unlock).atexit = False
         except PageLockError as error:
@@ -166,7 +169,7 @@ class DeviceRuns:
         """Copy up, run, copy down; what is copied, and where to, stays the same from run to run."""
         up = Parcel(self._memory, self._up.data_ptr(), self._sent(lanes, steps), self._staging)
         down = Parcel(self._memory, self._down.data_ptr(), self._fetched(lanes, steps), self._landing)
-        session, kind, number = self._session, self._device.kind, self._device.number or 0
+        session, kind, number = self._session, self._device.kind, self._number
         binding = session.io_binding()
         if not self._lengths_there:
             lengths = self._buffers.lengths

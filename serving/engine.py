@@ -136,6 +136,7 @@ class Engine:
 
         Writes scratch_row only (so lanes beyond the first write where nobody reads: the same row). Raises EngineError.
         """
+        assert 0 < scratch_row < self.rows, "a row to write is outside the slab, or is row 0"
         self._buffers.fill_smallest(lanes * steps)
         self._lengths[:lanes] = steps
         self._read_rows[:lanes] = 0

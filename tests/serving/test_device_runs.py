@@ -27,6 +27,7 @@ from serving.device import Device, Memory, open_session
 from serving.device_runs import DeviceRuns, Parcel, bucket_sizes
 from serving.engine import Engine, EngineError
 from serving.errors import ConfigError
+from serving.one_thread import OneThread
 from serving.pinned import PageLockError, whole_pages
 from serving.server import Server
 from tests.serving.cuda_runtime import Runtime
@@ -425,6 +426,27 @@ def test_a_row_read_while_steps_go_on_is_the_row(make: MakeEngine) -> None:
     stop.set()
     thread.join()
     assert not wrong
+
+
+def test_a_row_is_read_while_a_run_is_under_way(make: MakeEngine, sessions: GraphSessions) -> None:
+    """Neither waits for the other: the read begins and ends within the run, and sees the row that the run reads."""
+    engine, reader, found = make(graphs=True), OneThread("reader"), []
+    engine.run([vectors(1, 1)], [1], [0], [1])
+    expected = engine.read_state(1)[0].tobytes()
+    sessions.opened[1].on_replay = lambda _graph: found.append(reader.call(lambda: engine.read_state(1)))
+    engine.run([vectors(1, 2)], [1], [1], [2])
+    assert [state.tobytes() for (state,) in found] == [expected]
+
+
+def test_a_row_is_read_on_the_engines_gpu_whichever_thread_asks(make: MakeEngine, runtime: Runtime) -> None:
+    """CUDA takes a new thread for one of the first GPU's, and would make a context there; the owner's is right."""
+    engine = make(buckets=True)
+    runtime.devices.clear()
+    (expected,) = engine.read_state(0)
+    assert runtime.devices == []
+    (found,) = OneThread("reader").call(lambda: engine.read_state(0))
+    assert found.tobytes() == expected.tobytes()
+    assert runtime.devices == [0]
 
 
 def test_a_state_that_was_written_is_read_again(make: MakeEngine) -> None:
