@@ -133,8 +133,9 @@ class DeviceRuns:
             self._runtime = cuda_runtime(self._device)
             if self._runtime is not None:
                 unlock = page_lock([self._staging, self._landing], self._runtime, device=self._number)
-                # Not at exit, when a thread may still be copying: the driver lets go of all that a process has locked.
-                weakref.finalize(self, unlock).atexit = False
+                self._unlocking = weakref.finalize(self, unlock)
+                # A thread may still be copying then, and the driver lets go of all that a process has locked.
+                self._unlocking.atexit = False
         except PageLockError as error:
             return str(error)
         return ""
