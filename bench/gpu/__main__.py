@@ -79,6 +79,7 @@ def possible(jobs: list[Job], device: str) -> tuple[list[Job], list[Skipped]]:
             Work.RATES: no_torch,
             Work.COPIES: no_torch,
             Work.PARCELS: no_onnxruntime,
+            Work.COMPANY: no_onnxruntime,
             Work.PARITY: place.without_torch(place.CPU) or no_onnxruntime,  # PyTorch is asked on the CPU there
             Work.SERVED: None if job.device == place.CPU else no_onnxruntime,
         }

@@ -30,6 +30,8 @@ def work_of(job: Job) -> Callable[[Job, Desk], Iterator[Record]]:
             from bench.gpu.parcels import parcels as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.PARITY:
             from bench.gpu.parity import parity as work  # type: ignore[assignment]  # noqa: PLC0415
+        case Work.COMPANY:
+            from bench.gpu.company import company as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.STEPS:
             from bench.gpu.steps import race as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.SERVED:

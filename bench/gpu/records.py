@@ -66,6 +66,19 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Company:
+    """One lane's answers in batches of several sizes, step by step: what they depend on besides the lane."""
+
+    precision: str
+    model: str
+    steps: int
+    batches: tuple[int, ...]  # a bucket each
+    within: bool  # the same bytes in every place of a bucket, whatever the neighbours, padding among them
+    answers: int  # different ones among the buckets
+    share: float  # rms of the largest difference from the first bucket, of the outputs' rms
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One contestant at one size: microseconds of a run of T steps of B lanes, one figure for each round."""
 
@@ -124,11 +137,11 @@ class Skipped:
     reason: str
 
 
-Record = Memory | Launches | MatrixRate | Copy | Parity | Step | Served | Skipped
+Record = Memory | Launches | MatrixRate | Copy | Parity | Company | Step | Served | Skipped
 KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+    kind.__name__: kind for kind in (Memory, Launches, MatrixRate, Copy, Parity, Company, Step, Served, Skipped)
 }
-Kind = TypeVar("Kind", Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+Kind = TypeVar("Kind", Memory, Launches, MatrixRate, Copy, Parity, Company, Step, Served, Skipped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import threading
 import tracemalloc
 import weakref
@@ -294,6 +295,7 @@ def test_all_that_is_copied_goes_through_page_locked_memory(make: MakeEngine, ru
     runs = runs_of(engine)
     ends = {begin: begin + size for begin, size in runtime.locked.items()}
     assert len(ends) == 2
+    assert not any(begin % mmap.PAGESIZE for begin in ends), "what else lies on their pages is locked, too"
     parcels: list[Parcel] = []
     for lanes, steps in ((1, 1), (5, 1), (3, 2)):
         cells = runs.prepared(lanes, steps).__closure__ or ()

@@ -69,7 +69,7 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -
     """Without PyTorch our own engine is still measured, and served; without ONNX Runtime PyTorch is."""
     monkeypatch.setattr(place, "_without", lambda name, _device: "torch isn't installed" if name == "torch" else None)
     jobs, skipped = command.possible(full(), "cuda:0")
-    assert {job.work for job in jobs} == {Work.PARCELS, Work.STEPS, Work.SERVED}
+    assert {job.work for job in jobs} == {Work.PARCELS, Work.COMPANY, Work.STEPS, Work.SERVED}
     assert all(set(job.without) == {Who.EAGER, Who.CELL} for job in jobs if job.work is Work.STEPS)
     assert Skipped("steps: the check of all answers against float64", "torch isn't installed") in skipped
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from bench.gpu import page, pictures, records
 from bench.gpu.plan import Who, Work, quick
-from bench.gpu.records import OURS, TORCH, Copy, Launches, MatrixRate, Memory, Parity, Served, Skipped, Step
+from bench.gpu.records import OURS, TORCH, Company, Copy, Launches, MatrixRate, Memory, Parity, Served, Skipped, Step
 from bench.gpu.steps import TOLERANCE, sizes
 from tests.waiting import wait_until
 
@@ -71,6 +71,9 @@ def _check_figures(found: records.Document) -> None:
     assert all(min(one.to_device_us, one.from_device_us) > 0 for one in found.of(Copy))
     assert {one.precision for one in found.of(Parity)} == {"fp32", "tf32", "fp16"}
     assert all(one.passed for one in found.of(Parity))
+    (company,) = found.of(Company)
+    assert company.within
+    assert (company.answers, company.share) == (1, 0.0)
     steps = found.of(Step)
     asked = {
         (job.precision, *size, str(who))
