@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.gpu import company as module
+from bench.gpu import ours
 from bench.gpu.company import company
 from bench.gpu.desk import Desk
 from bench.gpu.plan import Job, Work
@@ -27,10 +28,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 def _told(desk: Desk, monkeypatch: pytest.MonkeyPatch, change: Any) -> Company:
     """What is found of an engine whose outputs [B, O] are changed so."""
-    made = module.engine
 
     def engine(path: Path, **about: Any) -> Engine:
-        of = made(path, **about)
+        of = ours.engine(path, **about)
         run = of.run
 
         def changed(inputs: Any, lengths: Any, read: Any, write: Any) -> Any:
