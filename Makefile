@@ -18,7 +18,7 @@ PROVIDER := $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 REQUIREMENTS := requirements/serving.txt requirements/$(PROVIDER).txt requirements/export.txt requirements/dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers bench-gpu simulate
+.PHONY: help setup train export parity parity-full serve stream demo bench bench-quick test lint protos verify wheel clean bench-workers bench-gpu cuda-stand-in simulate
 .DELETE_ON_ERROR:
 FORCE:
 
@@ -112,6 +112,19 @@ lint: | $(VENV)/.done ## ruff, mypy, import-linter, buf
 
 protos: | $(VENV)/.done ## generate cellstream/v1 and serving/oip/v1 anew from protos/
 	$(GENERATE)=. --pyi_out=. $(PROTOS)
+
+# Exactness, TF32, changed rows and a server's answers want a GPU that computes.
+COMPUTED := exact_as_on_the_cpu or tf32_misses or written_in_place or server_on_a_gpu
+
+build/cuda/.done: requirements/cuda_stand_in.txt $(wildcard tests/nvidia/*.c) tests/nvidia/build.py | $(VENV)/.done
+	rm -rf $(@D)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	$(PY) -m tests.nvidia.build $(@D)
+	@touch $@
+
+cuda-stand-in: build/cuda/.done ## what the CUDA wheel calls, on a machine without a GPU: stand-ins for NVIDIA's libraries (needs a C compiler)
+	PATH=$(CURDIR)/build/cuda/stand_in:$$PATH LD_LIBRARY_PATH=$(CURDIR)/build/cuda/stand_in PYTHONPATH=$(CURDIR)/build/cuda \
+	  CELLSTREAM_STAND_IN=1 $(PY) -m pytest tests/nvidia tests/serving/test_cuda.py -k 'not ($(COMPUTED))'
 
 wheel: | $(VENV)/.done ## the client as a wheel in dist/
 	$(PY) -m build --wheel --outdir dist .

@@ -35,6 +35,11 @@ def missing(number: int, machine: Machine) -> list[str]:
     return [*_missing_driver(number, machine), *_missing_wheel(machine), *_missing_libraries(machine)]
 
 
+def runtime_name(cuda: str) -> str:
+    """The file of CUDA's runtime library, for a wheel that was built for that version."""
+    return f"libcudart.so.{cuda.partition('.')[0]}"
+
+
 def _missing_wheel(machine: Machine) -> list[str]:
     if CUDA not in machine.providers:
         what = f"Wheel: onnxruntime {machine.version} as installed is the CPU's, without {CUDA}; install in its place"
@@ -75,7 +80,7 @@ def _missing_libraries(machine: Machine) -> list[str]:
         return []  # the CPU's wheel needs none
     major = machine.cuda.split(".")[0]
     libraries = {
-        "CUDA": [f"libcudart.so.{major}", f"libcublasLt.so.{major}", f"libcublas.so.{major}", "libcurand.so.10"],
+        "CUDA": [runtime_name(machine.cuda), f"libcublasLt.so.{major}", f"libcublas.so.{major}", "libcurand.so.10"],
         "cuDNN": [_CUDNN],  # loaded when first needed, and ONNX Runtime's LSTM needs it
     }
     found = []

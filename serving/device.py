@@ -21,8 +21,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from serving.config import device_number
-from serving.cuda_machine import CUDA, PROVIDER_LIBRARY, Machine, missing
+from serving.cuda_machine import CUDA, PROVIDER_LIBRARY, Machine, missing, runtime_name
 from serving.errors import ConfigError
+from serving.pinned import PageLockError
 
 CPU = "CPUExecutionProvider"
 UNGRAPHED = -1  # the graph id that asks for a run without a CUDA graph
@@ -69,6 +70,17 @@ def check(device: Device) -> None:
     lacks = missing(device.number, this_machine())
     if lacks:
         raise ConfigError(f"{device} can't be had on this machine. {'. '.join(lacks)}")
+
+
+def cuda_runtime(device: Device) -> Any:
+    """CUDA's runtime library, the one that ONNX Runtime uses; None on the CPU. Raises PageLockError."""
+    if device.number is None:
+        return None
+    name = runtime_name(ort.cuda_version)
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise PageLockError(f"CUDA's runtime library can't be loaded: {error}") from error
 
 
 def open_session(
@@ -134,6 +146,10 @@ class Memory:
             )
         except Exception as error:  # ONNX Runtime raises types of its own making
             raise ConfigError(f"no memory on {self._device} for {list(shape)} of {np.dtype(dtype)}: {error}") from error
+
+    def host(self, values: npt.NDArray[Any]) -> Any:
+        """An OrtValue on an array, which it keeps: what is copied to the one stands in the other."""
+        return ort.OrtValue.ortvalue_from_numpy(values)
 
     def view(self, address: int, shape: Sequence[int], dtype: npt.DTypeLike) -> Any:
         """An OrtValue on memory that somebody else keeps alive."""

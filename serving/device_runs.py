@@ -12,6 +12,7 @@ One thread runs all: CUDA graphs belong to the thread that captured them. The de
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, SlabSpec
 from serving.buffers import Buffers
-from serving.device import UNGRAPHED, Device, Memory, graph_options
+from serving.device import UNGRAPHED, Device, Memory, cuda_runtime, graph_options
+from serving.pinned import Bytes, PageLockError, page_lock, whole_pages
 
 _ALIGNMENT = 256  # bytes; what CUDA's own allocations have, and more than any kernel asks for
 _MAX_BINDINGS = 1024  # (B, T) pairs kept; each has a few KiB
@@ -35,34 +37,33 @@ def bucket_sizes(most: int) -> list[int]:
 
 
 class Parcel:
-    """Tensors that travel together, one behind the other in one buffer of the device."""
+    """Tensors that travel together, one behind the other: in a buffer of the host's, and in one of the device's."""
 
-    def __init__(self, memory: Memory, address: int, parts: Parts, staging: npt.NDArray[np.uint8] | None) -> None:
-        """Begin at `address`; to send, all gather in `staging` first."""
+    def __init__(self, memory: Memory, address: int, parts: Parts, host: Bytes) -> None:
+        """Begin at the device's `address`, and at the beginning of `host`."""
         self.tensors: list[tuple[str, npt.DTypeLike, list[int], int]] = []  # name, dtype, shape, address
-        self._places: list[tuple[npt.NDArray[np.uint8], int, int]] = []
+        self._places: list[tuple[npt.NDArray[np.uint8], Bytes]] = []  # a tensor's bytes, and where they travel
         end = 0
         for name, values, shape in parts:
             begin = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = begin + values.nbytes
             self.tensors.append((name, values.dtype, shape, address + begin))
-            self._places.append((values.view(np.uint8), begin, end))
+            self._places.append((values.view(np.uint8), host[begin:end]))
         self._there = memory.view(address, [end], np.uint8)
-        self._here = None if staging is None else staging[:end]
+        self._here = host[:end]
+        self._landing = memory.host(self._here)
 
     def send(self) -> None:
         """Copy all to the device."""
-        staging = self._here
-        assert staging is not None, "a parcel to fetch is sent"
-        for values, begin, end in self._places:
-            staging[begin:end] = values
-        self._there.update_inplace(staging)
+        for values, place in self._places:
+            place[:] = values
+        self._there.update_inplace(self._here)
 
     def fetch(self) -> None:
         """Copy all from the device."""
-        data = self._there.numpy()
-        for values, begin, end in self._places:
-            values[:] = data[begin:end]
+        self._landing.update_inplace(self._there)
+        for values, place in self._places:
+            values[:] = place
 
 
 def _room(tensors: Iterable[npt.NDArray[Any]]) -> int:
@@ -80,7 +81,7 @@ class DeviceRuns:
         # Two for each lane, where no stream's state is: padding writes the first, captures and their proof both.
         self.scratch = np.arange(rows, rows + 2 * buffers.lanes).reshape(2, buffers.lanes)
         self._session = session
-        self._device = device
+        self._device, self._number = device, device.number or 0
         self._memory = memory = Memory(session, device)
         self._buffers = buffers
         self._owner = threading.get_ident()
@@ -92,10 +93,10 @@ class DeviceRuns:
         self.write(0, [slab.initial_row() for slab in self._specs])
         self._lengths_there = _on_device(session, LENGTHS)
         sent: list[npt.NDArray[Any]] = [buffers.lengths, buffers.read_rows, buffers.write_rows, *buffers.inputs]
-        up = _room(sent)
-        self._staging = np.zeros(up, np.uint8)
-        self._up = memory.allocate([up], np.uint8)
-        self._down = memory.allocate([_room(buffers.outputs)], np.uint8)
+        up, down = _room(sent), _room(buffers.outputs)
+        self._up, self._down = (memory.allocate([size], np.uint8) for size in (up, down))
+        self._staging, self._landing = whole_pages(up), whole_pages(down)
+        self.pageable = self._lock_pages()  # why copies are slower than they could be; "" if they aren't
         self._runs: dict[tuple[int, int], Callable[[], None]] = {}
 
     def prepared(self, lanes: int, steps: int) -> Callable[[], None]:
@@ -114,6 +115,8 @@ class DeviceRuns:
 
     def read(self, row: int) -> list[npt.NDArray[Any]]:
         """A copy of one row: one [W] array per slab. From any thread: a row that is referred to doesn't change."""
+        if self._runtime is not None and threading.get_ident() != self._owner:
+            self._runtime.cudaSetDevice(self._number)  # every thread begins with the first GPU, and would wake it
         return [
             np.array(self._row(slab, value, row).numpy()) for slab, value in zip(self._specs, self._slabs, strict=True)
         ]
@@ -123,6 +126,19 @@ class DeviceRuns:
         assert threading.get_ident() == self._owner, "a row is written by a thread that doesn't own the slab"
         for slab, there, value in zip(self._specs, self._slabs, values, strict=True):
             self._row(slab, there, row).update_inplace(np.ascontiguousarray(value, dtype=slab.dtype))
+
+    def _lock_pages(self) -> str:
+        self._runtime = None
+        try:
+            self._runtime = cuda_runtime(self._device)
+            if self._runtime is not None:
+                unlock = page_lock([self._staging, self._landing], self._runtime, device=self._number)
+                self._unlocking = weakref.finalize(self, unlock)
+                # A thread may still be copying then, and the driver lets go of all that a process has locked.
+                self._unlocking.atexit = False
+        except PageLockError as error:
+            return str(error)
+        return ""
 
     def _row(self, slab: SlabSpec, there: Any, row: int) -> Any:
         return self._memory.view(there.data_ptr() + row * slab.row_bytes, [slab.width], slab.dtype)
@@ -139,11 +155,12 @@ class DeviceRuns:
         size = next(size for size in self.buckets if size >= lanes)
         if size > lanes:
             whole, buffers, padding = self.prepared(size, 1), self._buffers, slice(lanes, size)
+            scratch = self.scratch[0, padding]
 
             def run() -> None:
                 buffers.lengths[padding] = 1
                 buffers.read_rows[padding] = 0
-                buffers.write_rows[padding] = self.scratch[0, padding]
+                buffers.write_rows[padding] = scratch
                 whole()
 
             return run
@@ -152,8 +169,9 @@ class DeviceRuns:
     def _bound(self, lanes: int, steps: int, options: Any) -> Callable[[], None]:
         """Copy up, run, copy down; what is copied, and where to, stays the same from run to run."""
         up = Parcel(self._memory, self._up.data_ptr(), self._sent(lanes, steps), self._staging)
-        down = Parcel(self._memory, self._down.data_ptr(), self._fetched(lanes, steps), None)
-        binding, kind, number = self._session.io_binding(), self._device.kind, self._device.number or 0
+        down = Parcel(self._memory, self._down.data_ptr(), self._fetched(lanes, steps), self._landing)
+        session, kind, number = self._session, self._device.kind, self._number
+        binding = session.io_binding()
         if not self._lengths_there:
             lengths = self._buffers.lengths
             binding.bind_input(LENGTHS, "cpu", 0, lengths.dtype, [lanes], lengths.ctypes.data)
@@ -165,10 +183,9 @@ class DeviceRuns:
             binding.bind_ortvalue_input(slab.input, value)
             binding.bind_ortvalue_output(slab.output, value)
 
-        def run() -> None:
+        def run() -> None:  # refers to no `self`: a model that is unloaded leaves the device at once
             up.send()
-            self._session.run_with_iobinding(binding, options)
-            binding.synchronize_outputs()  # the copy that follows goes by another stream
+            session.run_with_iobinding(binding, options)  # returns when its stream has ended
             down.fetch()
 
         return run

@@ -9,7 +9,6 @@ all it touches. Where runs happen is `serving.host_runs` on the CPU and `serving
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from serving.device_runs import DeviceRuns
 from serving.errors import ConfigError
 from serving.host_runs import HostRuns
 
+_PAGEABLE = "buffers aren't page-locked: inputs and outputs take longer to the device and back, large batches most"
 _CPU_ONLY = "int8"  # a precision whose activations are rounded by the CPU's kernels alone
 
 log = structlog.get_logger(__name__)
@@ -71,7 +71,9 @@ class Engine:
         on_gpu = place.number is not None
         self._runs: HostRuns | DeviceRuns
         if on_gpu or buckets or graphs:
-            self._runs = self._start(graphs=on_gpu if graphs is None else graphs)
+            self._runs = runs = self._start(graphs=on_gpu if graphs is None else graphs)
+            if runs.pageable:
+                log.warning(_PAGEABLE, path=str(path), reason=runs.pageable)
         else:
             self._runs = HostRuns(session, self._buffers, rows=rows)
         self._inputs, self._outputs = self._buffers.inputs, self._buffers.outputs
@@ -134,6 +136,7 @@ class Engine:
 
         Writes scratch_row only (so lanes beyond the first write where nobody reads: the same row). Raises EngineError.
         """
+        assert 0 < scratch_row < self.rows, "a row to write is outside the slab, or is row 0"
         self._buffers.fill_smallest(lanes * steps)
         self._lengths[:lanes] = steps
         self._read_rows[:lanes] = 0
@@ -152,7 +155,6 @@ class Engine:
             except (CaptureError, ConfigError) as error:
                 reason = str(error)
             log.warning("no CUDA graphs for this model: it runs without", path=str(self._path), reason=reason)
-            gc.collect()  # frees the attempt's slab, whose runs refer to each other, before there is another
         return self._device_runs(graphs=False)
 
     def _captured(self) -> DeviceRuns:

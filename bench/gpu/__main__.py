@@ -78,6 +78,8 @@ def possible(jobs: list[Job], device: str) -> tuple[list[Job], list[Skipped]]:
         reasons = {
             Work.RATES: no_torch,
             Work.COPIES: no_torch,
+            Work.PARCELS: no_onnxruntime,
+            Work.COMPANY: no_onnxruntime,
             Work.PARITY: place.without_torch(place.CPU) or no_onnxruntime,  # PyTorch is asked on the CPU there
             Work.SERVED: None if job.device == place.CPU else no_onnxruntime,
         }
@@ -100,9 +102,10 @@ def _without(job: Job, absent: list[str]) -> Job:
     return replace(job, without=(*job.without, *absent))
 
 
-def measure(jobs: list[Job], found: Document, *, path: Path, models: Path, console: Console, device: str) -> None:
-    """Do the jobs, within the document's budget."""
-    deadline = time.monotonic() + found.budget
+def measure(
+    jobs: list[Job], found: Document, *, path: Path, models: Path, console: Console, device: str, deadline: float
+) -> None:
+    """Do the jobs until the deadline."""
     jobs, skipped = possible(jobs, device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -168,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """What the options say; the exit status. Raises ValueError and NoModelError."""
+    deadline = time.monotonic() + options.budget  # asking libraries about the GPU counts: that may take half a minute
     jobs = plan.quick() if options.quick else plan.full()
     if options.source is not None:
         found, path = records.load(options.source), options.source
@@ -183,7 +187,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         found = _document(options)
         path = options.results / ("gpu-quick.json" if options.quick else f"gpu-{found.date[:10]}.json")
         with _models(options.models) as models:
-            measure(jobs, found, path=path, models=models, console=console, device=options.device)
+            measure(jobs, found, path=path, models=models, console=console, device=options.device, deadline=deadline)
     tables.show(found, console)
     if options.publish:
         try:

@@ -26,8 +26,12 @@ def work_of(job: Job) -> Callable[[Job, Desk], Iterator[Record]]:
             from bench.gpu.floors import rates as work  # noqa: PLC0415
         case Work.COPIES:
             from bench.gpu.floors import copies as work  # type: ignore[assignment]  # noqa: PLC0415
+        case Work.PARCELS:
+            from bench.gpu.parcels import parcels as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.PARITY:
             from bench.gpu.parity import parity as work  # type: ignore[assignment]  # noqa: PLC0415
+        case Work.COMPANY:
+            from bench.gpu.company import company as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.STEPS:
             from bench.gpu.steps import race as work  # type: ignore[assignment]  # noqa: PLC0415
         case Work.SERVED:

@@ -94,4 +94,4 @@ def in_parts(job: Job, models: Path) -> Path:
 
 def needs_model(job: Job) -> bool:
     """Whether the job is about a model at all."""
-    return job.work in (Work.STEPS, Work.PARITY, Work.SERVED)
+    return job.work in (Work.PARCELS, Work.STEPS, Work.PARITY, Work.COMPANY, Work.SERVED)

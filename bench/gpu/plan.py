@@ -18,7 +18,9 @@ class Work(StrEnum):
 
     RATES = "rates"
     COPIES = "copies"
+    PARCELS = "our copies"
     PARITY = "parity"
+    COMPANY = "company"
     STEPS = "steps"
     SERVED = "served"
 
@@ -73,8 +75,8 @@ class Job:
         match self.work:
             case Work.STEPS:
                 return f"steps: hidden {self.hidden}, layers {self.layers}, {self.precision}"
-            case Work.PARITY:
-                return f"parity: hidden {self.hidden}, layers {self.layers}, {self.precision}"
+            case Work.PARITY | Work.COMPANY:
+                return f"{self.work}: hidden {self.hidden}, layers {self.layers}, {self.precision}"
             case Work.SERVED:
                 where = f" on {self.device}" if self.device else ""
                 load = f"{self.streams} streams of {self.steps_per_message} steps a message"
@@ -101,11 +103,11 @@ class Job:
                 return sum(len(self.contestants(size)) for size in self.sizes)
             case Work.RATES:
                 return 2 + len(WEIGHT_BYTES)
-            case Work.COPIES:
+            case Work.COPIES | Work.PARCELS:
                 return 2 * len(self.batches)
             case Work.PARITY:
                 return len(self.steps)
-            case Work.SERVED:
+            case Work.SERVED | Work.COMPANY:
                 return 1
 
     def to_json(self) -> str:
@@ -181,8 +183,13 @@ def full() -> list[Job]:
     eight = replace(served, workers=8, generators=6)
     load = [served, replace(served, workers=1), replace(served, steps_per_message=LONG)]
     copies = Job(work=Work.COPIES, limit=20, hidden=1024, batches=(1, 64, 1024, 8192))
-    begin = [Job(work=Work.RATES, limit=40), *parity[:3], first[0], load[0], *first[1:], copies]
-    return [*begin, *load[1:], *second, eight, replace(eight, device="cpu"), *parity[3:], *third]
+    parcels = replace(copies, work=Work.PARCELS, features=1024, precision="tf32")  # a model that has raced already
+    company = [
+        replace(one, work=Work.COMPANY, limit=20, steps=(20,), batches=(1, 2, 4, 8, 16, 64, 256, 1024))
+        for one in parity[:3]
+    ]
+    begin = [Job(work=Work.RATES, limit=40), *parity[:3], first[0], load[0], company[0], *first[1:], copies, parcels]
+    return [*begin, *company[1:], *load[1:], *second, eight, replace(eight, device="cpu"), *parity[3:], *third]
 
 
 def quick() -> list[Job]:
@@ -202,7 +209,8 @@ def quick() -> list[Job]:
     return [
         Job(work=Work.RATES, limit=60, largest=64, seconds=0.001),
         *(Job(work=Work.PARITY, limit=60, precision=one, steps=(1, 70)) for one in ("fp32", "tf32", "fp16")),
+        Job(work=Work.COMPANY, limit=60, steps=(5,), batches=(1, 2, 4)),
         *(replace(race, precision=one) for one in ("tf32", "fp16")),
-        Job(work=Work.COPIES, limit=60, batches=(1, 8), seconds=0.001),
+        *(Job(work=one, limit=60, batches=(1, 8), seconds=0.001) for one in (Work.COPIES, Work.PARCELS)),
         served,
     ]

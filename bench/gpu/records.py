@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 SCHEMA = 1
+TORCH, OURS = "PyTorch", "our engine"  # who copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Copy:
     pinned: bool
     to_device_us: float
     from_device_us: float
+    by: str = TORCH  # or OURS: as the engine does it, gathering and giving out included
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,19 @@ class Parity:
     max_bar: float
     share: float  # of the outputs' rms, the worst of all tensors
     passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """One lane's answers in batches of several sizes, step by step: what they depend on besides the lane."""
+
+    precision: str
+    model: str
+    steps: int
+    batches: tuple[int, ...]  # a bucket each
+    within: bool  # the same bytes in every place of a bucket, whatever the neighbours, padding among them
+    answers: int  # different ones among the buckets
+    share: float  # rms of the largest difference from the first bucket, of the outputs' rms
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +137,11 @@ class Skipped:
     reason: str
 
 
-Record = Memory | Launches | MatrixRate | Copy | Parity | Step | Served | Skipped
+Record = Memory | Launches | MatrixRate | Copy | Parity | Company | Step | Served | Skipped
 KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+    kind.__name__: kind for kind in (Memory, Launches, MatrixRate, Copy, Parity, Company, Step, Served, Skipped)
 }
-Kind = TypeVar("Kind", Memory, Launches, MatrixRate, Copy, Parity, Step, Served, Skipped)
+Kind = TypeVar("Kind", Memory, Launches, MatrixRate, Copy, Parity, Company, Step, Served, Skipped)
 
 
 @dataclass(frozen=True, slots=True)

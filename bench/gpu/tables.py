@@ -5,7 +5,19 @@ from __future__ import annotations
 from rich.console import Console
 
 from bench.gpu.plan import Who
-from bench.gpu.records import Copy, Document, Launches, MatrixRate, Memory, Parity, Rates, Served, Skipped, Step
+from bench.gpu.records import (
+    Company,
+    Copy,
+    Document,
+    Launches,
+    MatrixRate,
+    Memory,
+    Parity,
+    Rates,
+    Served,
+    Skipped,
+    Step,
+)
 from bench.gpu.targets import by_size, floor_of, of_matrix_rate, over_floor, targets
 from bench.tables import Grid, number
 
@@ -104,11 +116,27 @@ def parity_grid(found: Document) -> Grid:
     )
 
 
+def company_grid(found: Document) -> Grid:
+    """By precision."""
+    rows = tuple(
+        (
+            f"{one.precision}: {one.model}, {one.steps} steps",
+            "the same bytes" if one.within else "DIFFERENT BYTES",
+            f"{one.answers} different",
+            f"{one.share:.1e}",
+        )
+        for one in found.of(Company)
+    )
+    batches = sorted({batch for one in found.of(Company) for batch in one.batches})
+    across = f"among batches of {', '.join(map(str, batches))}"
+    return Grid("One lane in company", ("", "within a bucket", across, "at most, of the rms"), rows)
+
+
 def copies_grid(found: Document) -> Grid:
     """To the device and back."""
     rows = tuple(
         (
-            f"{one.size:,} bytes, {'pinned' if one.pinned else 'not pinned'}",
+            f"{one.by}: {one.size:,} bytes, {'pinned' if one.pinned else 'not pinned'}",
             number(one.to_device_us),
             number(one.from_device_us),
         )
@@ -150,6 +178,7 @@ def grids(found: Document, *, brief: bool = False) -> list[Grid]:
         steps_grid(found, brief=brief),
         copies_grid(found),
         rates_grid(found),
+        company_grid(found),
         parity_grid(found),
         served_grid(found),
         skipped_grid(found),

@@ -72,8 +72,9 @@ def bake(session: GraphSession, monkeypatch: pytest.MonkeyPatch, *, tensor: int)
 
     def remembering(parcel: Parcel) -> None:
         send(parcel)
-        _, begin, end = parcel._places[tensor]
-        sent[:] = [parcel._there.numpy()[begin:end]]  # on the CPU this is the memory itself, not a copy
+        _, place = parcel._places[tensor]
+        begin = place.ctypes.data - parcel._here.ctypes.data
+        sent[:] = [parcel._there.numpy()[begin : begin + place.size]]  # on the CPU this is the memory itself, no copy
 
     def baked(binding: Any, options: Any = None) -> None:
         graph = int(options.get_run_config_entry("gpu_graph_id"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ from model.checkpoint import Checkpoint
 from model.lstm import LSTM, Spec
 from serving import placement
 from serving.config import Batching, Limits, ServerConfig
-from serving.device import Device, cuda_options, open_session
+from serving.device import Device, cuda_options, cuda_runtime, open_session
 from serving.device_runs import DeviceRuns
 from serving.engine import Engine
 from serving.errors import ConfigError
+from serving.pinned import PageLockError
 from serving.server import Server
 
 F, LANES, ROWS, STEPS = 16, 12, 64, 100
@@ -233,6 +235,40 @@ def test_rows_are_read_by_another_thread_while_steps_go_on(models: Models, place
     stop.set()
     thread.join()
     assert not wrong
+
+
+@pytest.mark.gpu
+def test_the_buffers_of_a_gpu_are_page_locked(models: Models) -> None:
+    """CUDA itself says so of the memory that parcels go through, and no more once the engine is gone."""
+    of, runtime, about = engine(models, "fp32", device="cuda"), cuda_runtime(Device(0)), (ctypes.c_int * 64)()
+    assert isinstance(of._runs, DeviceRuns)
+    assert of._runs.pageable == ""
+
+    def kind(address: int) -> int:
+        assert runtime.cudaPointerGetAttributes(about, ctypes.c_void_p(address)) == 0
+        return about[0]  # the first field; 0: pageable, 1: page-locked
+
+    staging, landing = of._runs._staging, of._runs._landing
+    assert [kind(buffer.ctypes.data) for buffer in (staging, landing)] == [1, 1]
+    del of
+    assert [kind(buffer.ctypes.data) for buffer in (staging, landing)] == [0, 0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_pageable_buffers_give_the_same_bytes(models: Models, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    """Where pages can't be locked, copies are slower, and no different."""
+
+    def refused(_device: Device) -> Any:
+        raise PageLockError("told to")
+
+    x = lanes_of(STEPS, 5)
+    locked = answers(engine(models, "fp32", device="cuda"), x, pieces=pieces)
+    monkeypatch.setattr("serving.device_runs.cuda_runtime", refused)
+    of = engine(models, "fp32", device="cuda")
+    assert isinstance(of._runs, DeviceRuns)
+    assert of._runs.pageable == "told to"
+    assert answers(of, x, pieces=pieces).tobytes() == locked.tobytes()
 
 
 @pytest.mark.gpu

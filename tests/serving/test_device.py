@@ -13,8 +13,18 @@ import onnxruntime
 import pytest
 
 from serving.config import ServerConfig, device_number
-from serving.device import UNGRAPHED, Device, Memory, check, cuda_options, graph_options, open_session
+from serving.device import (
+    UNGRAPHED,
+    Device,
+    Memory,
+    check,
+    cuda_options,
+    cuda_runtime,
+    graph_options,
+    open_session,
+)
 from serving.errors import ConfigError
+from serving.pinned import PageLockError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,6 +54,14 @@ def test_asked_for_cuda_where_there_is_none_the_answer_is_what_is_missing() -> N
     with pytest.raises(ConfigError, match=r"cuda:1 can't be had on this machine\. Driver: .*\. Wheel: .* the CPU's"):
         check(Device(1))
     check(Device())
+
+
+def test_a_runtime_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of the wheel's own CUDA version; the CPU has none."""
+    monkeypatch.setattr(onnxruntime, "cuda_version", "99.1")
+    with pytest.raises(PageLockError, match=r"CUDA's runtime library can't be loaded: libcudart\.so\.99: "):
+        cuda_runtime(Device(0))
+    assert cuda_runtime(Device()) is None
 
 
 def test_a_provider_that_does_not_start_is_an_error(artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,10 +24,14 @@ import cellstream
 from serving import server as server_module
 from serving.buckets import CaptureError
 from serving.config import Batching, Limits, ServerConfig
-from serving.device_runs import DeviceRuns, bucket_sizes
+from serving.device import Device, Memory, open_session
+from serving.device_runs import DeviceRuns, Parcel, bucket_sizes
 from serving.engine import Engine, EngineError
 from serving.errors import ConfigError
+from serving.one_thread import OneThread
+from serving.pinned import PageLockError, whole_pages
 from serving.server import Server
+from tests.serving.cuda_runtime import Runtime
 from tests.serving.graph_session import RUNS_AT_CAPTURE, GraphSession, GraphSessions, bake
 
 F, ROWS, LANES = 5, 40, 9
@@ -255,6 +261,131 @@ def test_a_replay_that_fails_changes_nothing(make: MakeEngine, sessions: GraphSe
     assert again == engine.run(inputs, [1] * 3, [1, 2, 3], [7, 8, 9])
 
 
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """What plays CUDA's part for engines on the CPU."""
+    found = Runtime()
+    monkeypatch.setattr("serving.device_runs.cuda_runtime", lambda _device: found)
+    return found
+
+
+def test_tensors_travel_in_one_copy_and_come_back_as_they_were(artifacts: Path) -> None:
+    """Of any dtype and odd sizes, each at an aligned address of the device's buffer."""
+    memory = Memory(open_session(artifacts / "vectors/1/resident.onnx", Device(), threads=1), Device())
+    random = np.random.default_rng(0)
+    tensors = [random.integers(0, 99, size).astype(dtype) for size, dtype in ((3, "i8"), (301, "u1"), (7, "f4"))]
+    original = [values.tobytes() for values in tensors]
+    there = memory.allocate([4096], np.uint8)
+    parts = [(str(place), values, [values.size]) for place, values in enumerate(tensors)]
+    up = Parcel(memory, there.data_ptr(), parts, whole_pages(4096))
+    down = Parcel(memory, there.data_ptr(), parts, whole_pages(4096))
+    up.send()
+    for _, dtype, shape, address in up.tensors:
+        assert (address - there.data_ptr()) % 256 == 0
+        assert memory.view(address, shape, dtype).numpy().tobytes() in original
+    for values in tensors:
+        values[:] = 0
+    down.fetch()
+    assert [values.tobytes() for values in tensors] == original
+
+
+def test_all_that_is_copied_goes_through_page_locked_memory(make: MakeEngine, runtime: Runtime) -> None:
+    """Two buffers, locked when the runs are made; with graphs or without, every parcel lies in them."""
+    engine = make(buckets=True)
+    runs = runs_of(engine)
+    ends = {begin: begin + size for begin, size in runtime.locked.items()}
+    assert len(ends) == 2
+    assert not any(begin % mmap.PAGESIZE for begin in ends), "what else lies on their pages is locked, too"
+    parcels: list[Parcel] = []
+    for lanes, steps in ((1, 1), (5, 1), (3, 2)):
+        cells = runs.prepared(lanes, steps).__closure__ or ()
+        parcels += [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, Parcel)]
+    assert len(parcels) == 4, "a padded batch is its bucket's run"
+    for parcel in parcels:
+        begin = parcel._here.ctypes.data
+        assert begin + parcel._here.nbytes <= ends[begin]
+        assert parcel._landing.data_ptr() == begin
+
+
+def test_an_engine_that_is_gone_has_let_go_of_device_and_pages(make: MakeEngine, runtime: Runtime) -> None:
+    """At once, by itself: the server's collector looks at nothing that start-up made, and a model can be unloaded."""
+    engine = make(buckets=True)
+    engine.run([vectors(1, lane) for lane in range(5)], [1] * 5, [0] * 5, [1, 2, 3, 4, 5])
+    engine.run([vectors(2, 1)], [2], [0], [1])
+    runs = weakref.ref(runs_of(engine))
+    assert runtime.locked
+    assert not runs_of(engine)._unlocking.atexit, "a thread may still be copying when a process ends"
+    gc.disable()
+    try:
+        del engine
+        assert runs() is None
+    finally:
+        gc.enable()
+    assert runtime.locked == {}
+
+
+@pytest.mark.parametrize("fault", ["can't be loaded", "with error 2"])
+def test_buffers_that_can_not_be_locked_are_used_as_they_are(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch, runtime: Runtime, fault: str
+) -> None:
+    """One warning that says why and what it costs, and the same bytes."""
+    runtime.room = 1
+
+    def unloadable(_device: Device) -> Any:
+        raise PageLockError("CUDA's runtime library can't be loaded: libcudart.so.13")
+
+    if fault == "can't be loaded":
+        monkeypatch.setattr("serving.device_runs.cuda_runtime", unloadable)
+    with capture_logs() as logs:
+        engine = make(buckets=True)
+    assert [entry["log_level"] for entry in logs] == ["warning"]
+    assert "aren't page-locked: inputs and outputs take longer" in logs[0]["event"]
+    assert fault in logs[0]["reason"]
+    assert runtime.locked == {}
+    asked = [vectors(1, lane) for lane in range(3)], [1] * 3, [0] * 3, [1, 2, 3]
+    assert engine.run(*asked) == make().run(*asked)
+
+
+@pytest.mark.parametrize("way", ["send", "fetch"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_copy_that_fails_changes_nothing(
+    make: MakeEngine, monkeypatch: pytest.MonkeyPatch, way: str, steps: int
+) -> None:
+    """Up or down, it is a failed run: EngineError, every row that could be read as it was, and the next one works."""
+    engine, inputs = make(buckets=True), [vectors(steps, lane) for lane in range(3)]
+    asked = inputs, [steps] * 3, [1, 2, 3]
+    engine.run(inputs, [steps] * 3, [0] * 3, [1, 2, 3])
+    before = slab(engine)
+
+    def broken(_parcel: Parcel) -> None:
+        raise RuntimeError("CUDA failure 719: cudaMemcpy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parcel, way, broken)
+        with pytest.raises(EngineError, match="CUDA failure 719"):
+            engine.run(*asked, [4, 5, 6])
+    assert slab(engine)[:4] == before[:4]
+    assert engine.run(*asked, [4, 5, 6]) == engine.run(*asked, [7, 8, 9])
+
+
+def test_a_run_allocates_nothing(artifacts: Path) -> None:
+    """Not for copies either, however much they carry: 512 KiB up and 8 MiB down here."""
+    path = artifacts / "wide/1/resident.onnx"
+    engine = Engine(path, rows=80, max_batch=64, slice_steps=512, max_run_steps=1 << 15, threads=1, buckets=True)
+    engine._lengths[:] = 512
+    engine._write_rows[:64] = np.arange(1, 65)
+    run = runs_of(engine).prepared(64, 512)
+    run()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            run()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 << 10
+
+
 def test_one_thread_owns_the_device(make: MakeEngine) -> None:
     """Runs and writes from another thread are our own bug; reading a row that is referred to is not."""
     engine = make(buckets=True)
@@ -298,6 +429,27 @@ def test_a_row_read_while_steps_go_on_is_the_row(make: MakeEngine) -> None:
     stop.set()
     thread.join()
     assert not wrong
+
+
+def test_a_row_is_read_while_a_run_is_under_way(make: MakeEngine, sessions: GraphSessions) -> None:
+    """Neither waits for the other: the read begins and ends within the run, and sees the row that the run reads."""
+    engine, reader, found = make(graphs=True), OneThread("reader"), []
+    engine.run([vectors(1, 1)], [1], [0], [1])
+    expected = engine.read_state(1)[0].tobytes()
+    sessions.opened[1].on_replay = lambda _graph: found.append(reader.call(lambda: engine.read_state(1)))
+    engine.run([vectors(1, 2)], [1], [1], [2])
+    assert [state.tobytes() for (state,) in found] == [expected]
+
+
+def test_a_row_is_read_on_the_engines_gpu_whichever_thread_asks(make: MakeEngine, runtime: Runtime) -> None:
+    """CUDA takes a new thread for one of the first GPU's, and would make a context there; the owner's is right."""
+    engine = make(buckets=True)
+    runtime.devices.clear()
+    (expected,) = engine.read_state(0)
+    assert runtime.devices == []
+    (found,) = OneThread("reader").call(lambda: engine.read_state(0))
+    assert found.tobytes() == expected.tobytes()
+    assert runtime.devices == [0]
 
 
 def test_a_state_that_was_written_is_read_again(make: MakeEngine) -> None:

@@ -133,6 +133,13 @@ def test_bad_rows_never_reach_the_device(make_engine: MakeEngine, read: list[int
         make_engine().run([(vectors(1, 1).tobytes(),)] * 2, [1, 1], read, write)
 
 
+@pytest.mark.parametrize("row", [0, -1, ROWS])
+def test_a_probe_of_a_bad_row_never_reaches_the_device(make_engine: MakeEngine, row: int) -> None:
+    """It would overwrite row 0, or what a device clamps it to."""
+    with pytest.raises(AssertionError, match="outside the slab, or is row 0"):
+        make_engine().probe(row)
+
+
 def test_a_run_that_fails_leaves_everything_as_it_was(make_engine: MakeEngine) -> None:
     """A token that the graph can't look up raises EngineError, and no row has changed."""
     engine = make_engine("tokens/1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,6 +88,11 @@ def test_a_port_that_is_taken_is_said(artifacts: Path) -> None:
     [
         (["--model-repository", "/nonexistent"], "make export"),
         (["--device", "gpu"], "device 'gpu': it must be cpu, cuda or cuda:N"),
+        pytest.param(
+            ["--device", "cuda", "--listen", "127.0.0.1:0"],
+            "error: cuda:0 can't be had on this machine. Driver: libcuda.so.1: ",
+            marks=pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine has a GPU"),
+        ),
         (["--max-streams", "0"], "max_streams is 0; it must be from 1 to"),
         (["--window-steps", "5000000000"], "window_steps is 5000000000; it must be from 1 to"),
         (["--grace", "-1"], "grace is -1.0 s"),

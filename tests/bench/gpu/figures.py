@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from bench.gpu.plan import Who
-from bench.gpu.records import Copy, Document, Launches, MatrixRate, Memory, Parity, Record, Served, Skipped, Step
+from bench.gpu.records import (
+    Company,
+    Copy,
+    Document,
+    Launches,
+    MatrixRate,
+    Memory,
+    Parity,
+    Record,
+    Served,
+    Skipped,
+    Step,
+)
 
 MACHINE: tuple[Record, ...] = (
     Launches(replay_us=5.0, kernel_us=1.0, launch_us=8.0),
@@ -58,6 +70,7 @@ def a_document(*more: Record) -> Document:
         records.append(step(batch, Who.EAGER, device=4 * ours, host=50.0))
         records.append(step(batch, Who.CELL, device=ours / 2))
         records.append(step(batch, Who.ENGINE, device=None, host=20.0))
+    records.append(Company("tf32", "F64 H256 L2", 20, (1, 8), within=True, answers=2, share=3e-7))
     records += [Copy(4096, True, 6.0, 7.0), parity("fp32", 0.5), served(1), served(4, None), *more]
     records.append(Skipped("copies", "the time was over"))
     return Document(

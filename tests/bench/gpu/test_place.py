@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from bench.gpu import __main__ as command
 from bench.gpu import place
@@ -69,7 +72,7 @@ def test_what_is_missing_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -
     """Without PyTorch our own engine is still measured, and served; without ONNX Runtime PyTorch is."""
     monkeypatch.setattr(place, "_without", lambda name, _device: "torch isn't installed" if name == "torch" else None)
     jobs, skipped = command.possible(full(), "cuda:0")
-    assert {job.work for job in jobs} == {Work.STEPS, Work.SERVED}
+    assert {job.work for job in jobs} == {Work.PARCELS, Work.COMPANY, Work.STEPS, Work.SERVED}
     assert all(set(job.without) == {Who.EAGER, Who.CELL} for job in jobs if job.work is Work.STEPS)
     assert Skipped("steps: the check of all answers against float64", "torch isn't installed") in skipped
 
@@ -134,3 +137,14 @@ def test_busy_that_nobody_tells(smi: Smi, tmp_path: Path, monkeypatch: pytest.Mo
     with Busy("cuda:0") as busy:
         pass
     assert busy.unknown == "there is no nvidia-smi to ask"
+
+
+def test_asking_about_the_gpu_counts_into_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries may take half a minute to say what they can do, and eight minutes are eight minutes."""
+    asked: list[float] = []
+    deadlines: list[float] = []
+    monkeypatch.setattr(place, "missing", lambda _device: asked.append(time.monotonic()))
+    monkeypatch.setattr(command, "measure", lambda *_jobs, deadline, **_about: deadlines.append(deadline))
+    options = command._parser().parse_args(["--device", "cpu", "--quick", "--budget", "50", "--results", str(tmp_path)])
+    assert command.run(options, Console(file=io.StringIO())) == 0
+    assert deadlines[0] - 50 <= asked[0]

@@ -22,12 +22,13 @@ def test_the_whole_grid_is_asked_for_once() -> None:
     assert all(job.steps == (1, 16) and job.features == job.hidden for job in races)
     assert all({1, 64, 1024, 8192} <= set(job.batches) for job in races)
     assert all((16, 8192) in job.sizes and (1, 4096) in job.sizes for job in races)
-    assert {job.precision for job in full() if job.work is Work.PARITY} == {"fp32", "tf32", "fp16"}
+    for work in (Work.PARITY, Work.COMPANY):
+        assert {job.precision for job in full() if job.work is work} == {"fp32", "tf32", "fp16"}
 
 
 def test_the_progress_bar_knows_how_much_comes() -> None:
-    """As many records as the rehearsal gives."""
-    assert sum(job.figures for job in quick()) == 5 + 6 + 2 * (4 * (len(Who) - 1) + 1) + 4 + 1
+    """As many records as the rehearsal gives, and those of page-locked copies."""
+    assert sum(job.figures for job in quick()) == 5 + 6 + 1 + 2 * (4 * (len(Who) - 1) + 1) + 2 * 4 + 1
 
 
 def test_rows_in_parts_race_at_some_single_steps_only() -> None:
