@@ -13,12 +13,12 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
+from serving.call import Call
 from serving.errors import InvalidInput, Refusal, TooLarge, WrongPhase
 from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.status import code_of, trailing
 from serving.streams import Stream
-from serving.wire import Call
 
 METHOD = f"/{SERVICE}/Multiplex"
 

@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
+from serving.call import Call
 from serving.errors import InvalidInput, Refusal, WrongPhase
 from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.single_steps import SingleSteps
 from serving.status import code_of, trailing
 from serving.streams import Phase, Stream
-from serving.wire import Call
 
 METHOD = f"/{SERVICE}/Stream"
 
@@ -153,16 +153,13 @@ class StreamCall:
 
     def _receive_if_room(self) -> None:
         stream, limits, call = self._stream, self._front.limits, self._call
-        waiting = 0 if stream is None else stream.accepted_step - stream.answered_step
         self._stalled = (
-            (stream is not None and stream.phase is not Phase.OPEN)
-            or waiting >= limits.window_steps
-            or call.unsent_bytes >= limits.max_unsent_bytes
-        )
+            stream is not None
+            and (stream.phase is not Phase.OPEN or stream.accepted_step - stream.answered_step >= limits.window_steps)
+        ) or call.unsent_bytes >= limits.max_unsent_bytes
         call.tells_sent = self._stalled or self._held
-        if self._stalled:
-            return
-        call.receive()
+        if not self._stalled:
+            call.receive()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._front.stats.refusals[refusal.reason] += 1

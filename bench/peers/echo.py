@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from bench.peers.answers import MultiplexAnswers, StreamAnswers, add_sizes, answers_by_method
-from serving.wire import SERVER_OPTIONS, Call, Handler, Wire
+from serving.call import Call, Handler
+from serving.wire import SERVER_OPTIONS, Wire
 
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 2.0

@@ -10,12 +10,12 @@ from collections import deque
 
 from grpc import StatusCode
 
+from serving.call import Call
 from serving.errors import InvalidInput, Refusal, ShuttingDown
 from serving.front import OPEN_INFERENCE
 from serving.oip.answers import error_response
 from serving.oip.desk import Desk, Ticket
 from serving.status import code_of, trailing
-from serving.wire import Call
 
 INFER = f"/{OPEN_INFERENCE}/ModelInfer"
 STREAM_INFER = f"/{OPEN_INFERENCE}/ModelStreamInfer"

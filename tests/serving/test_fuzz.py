@@ -122,10 +122,11 @@ def with_damage(messages: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
     return st.one_of(whole, whole, damaged, cut, st.binary(max_size=30), st.just(bytes(2001)))
 
 
-def play(kind: type, messages: list[bytes], ends: str, *, reads: bool) -> None:
+def play(kind: type, messages: list[bytes], ends: str, *, reads: bool, puts_off: bool = False) -> None:
     """Send the messages on a call beside a neighbour's; both must come out right."""
     front, lane = make_front()
     neighbour_call, call = FakeCall(), FakeCall(reads=reads)
+    call.puts_off = puts_off
     neighbour = StreamCall(front, neighbour_call)  # type: ignore[arg-type]
     neighbour.on_message(pb.StreamRequest(open=pb.Open(model="sum")).SerializeToString())
     handler = kind(front, call)
@@ -147,6 +148,7 @@ def play(kind: type, messages: list[bytes], ends: str, *, reads: bool) -> None:
         front.flush()
     if ends == "half-close":
         assert call.status is not None or not reads, "a call that was half-closed never ended"
+    assert call.receiving or not reads or call.status is not None, "all is answered, and no message is asked for"
     handler.on_closed(cancelled=True)
     lane.streams.check()
     assert lane.streams.live == 1, "something of the call is left"
@@ -162,10 +164,15 @@ endings = st.sampled_from(["half-close", "cancel", "go away"])
 
 
 @settings(max_examples=400, deadline=None)
-@given(messages=st.lists(with_damage(stream_requests), max_size=8), ends=endings, reads=st.booleans())
-def test_stream_takes_whatever_comes(messages: list[bytes], ends: str, reads: bool) -> None:
+@given(
+    messages=st.lists(with_damage(stream_requests), max_size=8),
+    ends=endings,
+    reads=st.booleans(),
+    puts_off=st.booleans(),
+)
+def test_stream_takes_whatever_comes(messages: list[bytes], ends: str, reads: bool, puts_off: bool) -> None:
     """Any messages on a Stream call: answered or refused, nothing raised, the neighbour's sums are right."""
-    play(StreamCall, messages, ends, reads=reads)
+    play(StreamCall, messages, ends, reads=reads, puts_off=puts_off)
 
 
 @settings(max_examples=400, deadline=None)
@@ -175,10 +182,13 @@ def test_stream_takes_whatever_comes(messages: list[bytes], ends: str, reads: bo
     ),
     ends=endings,
     reads=st.booleans(),
+    puts_off=st.booleans(),
 )
-def test_stream_that_is_open_takes_whatever_comes(messages: list[bytes], ends: str, reads: bool) -> None:
+def test_stream_that_is_open_takes_whatever_comes(
+    messages: list[bytes], ends: str, reads: bool, puts_off: bool
+) -> None:
     """The same for a stream that was opened as it should be."""
-    play(StreamCall, messages, ends, reads=reads)
+    play(StreamCall, messages, ends, reads=reads, puts_off=puts_off)
 
 
 @settings(max_examples=600, deadline=None)

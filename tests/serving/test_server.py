@@ -601,6 +601,43 @@ def test_a_loop_that_dies_leaves_nobody_waiting(fragile: Server) -> None:
         assert health_of(connection, "") == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def test_going_away_from_clients_that_wait_for_every_answer(artifacts: Path) -> None:
+    """They hear of it with their next step; one that sends none is cut off with a word; sending ahead still works."""
+    running = Server(ServerConfig(artifacts, "127.0.0.1:0", grace=1.0))
+    running.start()
+    with (
+        grpc.insecure_channel(running.address) as connection,
+        StreamCall(connection) as busy,
+        StreamCall(connection) as idle,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        x = vectors(400, 0)
+        expected = alone(connection, x)
+        for stream in (busy, idle):
+            stream.open("vectors")
+        got: list[bytes] = []
+        for step in range(100):
+            got += busy.run(x[step : step + 1])
+            idle.run(x[step : step + 1])
+        for step in range(100, 300):
+            busy.push(x[step : step + 1])
+        got += busy.pull(200)
+        for step in range(300, 399):
+            got += busy.run(x[step : step + 1])
+        drained = pool.submit(running.drain)
+        wait_until(lambda: all(lane.streams.closed for lane in running.lanes))
+        busy.push(x[399:])
+        assert busy.receive().go_away.grace_ms == 1000
+        got += busy.pull(1)
+        assert got == expected
+        busy.half_close()
+        assert busy.end()[0] is grpc.StatusCode.OK
+        code, details, _ = idle.end()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "shut down" in details
+        assert drained.result(SECONDS)
+
+
 def test_going_away(artifacts: Path) -> None:
     """Draining: GoAway to open streams, new ones refused, open ones may finish, the rest are cut off with a word."""
     running = Server(ServerConfig(artifacts, "127.0.0.1:0", grace=1.0))

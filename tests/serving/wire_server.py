@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from serving.wire import SERVER_OPTIONS, Call, Handler, Wire
+from serving.call import Call, Handler
+from serving.wire import SERVER_OPTIONS, Wire
 from tests.waiting import wait_until
 
 T = TypeVar("T")

@@ -723,12 +723,16 @@ messages = st.lists(st.one_of(with_damage(requests), with_damage(good), good.map
     ends=st.sampled_from(["half-close", "cancel", "go away"]),
     reads=st.booleans(),
     by_status=st.booleans(),
+    puts_off=st.booleans(),
 )
-def test_a_stream_takes_whatever_comes(messages: list[bytes], ends: str, reads: bool, by_status: bool) -> None:
+def test_a_stream_takes_whatever_comes(
+    messages: list[bytes], ends: str, reads: bool, by_status: bool, puts_off: bool
+) -> None:
     """Any messages: each gets one answer or one error, nothing is raised, and a neighbour's sums are right."""
     house = House(grace=5.0)
     metadata = [("triton_grpc_error", "true")] if by_status else []
     call, neighbour = Streamed(house, reads=reads, metadata=metadata), Streamed(house)
+    call.wire.puts_off = puts_off
     neighbour.send(request("neighbour", 0.0, start=True))
     taken = 0
     for data in messages:
@@ -740,6 +744,7 @@ def test_a_stream_takes_whatever_comes(messages: list[bytes], ends: str, reads: 
     house.turn(30)
     if call.status() is None:
         assert len(call.wire.sent) == taken
+        assert call.is_read() or not reads, "all is answered, and the next request isn't asked for"
         assert call.handler._steps == 0
         if ends == "half-close":
             call.handler.on_half_close()
