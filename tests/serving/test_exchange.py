@@ -161,16 +161,46 @@ def test_the_end_does_not_wait_for_the_next_message(server: Server, client: Clie
     """finish() reaches a client that sends nothing, metadata and all; what waits behind the exchange is dropped."""
     probe = known(server, client)
 
-    def end() -> None:
+    def end() -> tuple[int, int]:
         probe.call.send(b"news")
         probe.call.finish(grpc.StatusCode.NOT_FOUND, "gone", (("why", "because"),))
+        return probe.call.unsent, probe.call.unsent_bytes
 
-    server.do(end)
+    assert server.do(end) == (0, 0)
     assert client.end() == (grpc.StatusCode.NOT_FOUND, "gone")
     assert dict(client.call.trailing_metadata())["why"] == "because"
     wait_until(lambda: probe.over)
     assert probe.told[-1] == "finished"
-    assert (probe.call.unsent, probe.call.unsent_bytes) == (0, 0)
+
+
+def test_nothing_is_told_after_the_end(server: Server, client: Client) -> None:
+    """A message that has arrived already when the service ends the call is dropped."""
+    probe = known(server, client)
+    told = list(probe.told)
+
+    def end() -> None:
+        client.send(b"late")
+        time.sleep(0.2)  # it comes while this thread doesn't look
+        probe.call.finish(grpc.StatusCode.OK)
+
+    server.do(end)
+    assert client.end() == OK
+    wait_until(lambda: probe.over)
+    assert probe.told == [*told, "finished"]
+
+
+def test_abort_reaches_a_client_that_does_not_read(server: Server) -> None:
+    """Its answer is held up for want of room, and the status isn't."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.lookahead_bytes", 65_536)]
+    with grpc.insecure_channel(server.address, options) as channel, Client(channel, PROBE) as client:
+        probe = known(server, client)
+        probe.answer_bytes = MAX_MESSAGE
+        client.send(b"x")
+        wait_until(lambda: probe.messages[-1] == b"x")
+        assert exchanging(server, probe)
+        server.do(lambda: probe.call.abort(grpc.StatusCode.UNAVAILABLE, "leaving"))
+        wait_until(lambda: probe.over)
+        assert client.end()[0] is grpc.StatusCode.UNAVAILABLE
 
 
 def test_abort_does_not_either(server: Server, client: Client) -> None:
