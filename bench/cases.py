@@ -11,6 +11,7 @@ class Peer(StrEnum):
 
     OURS = "ours"
     ECHO = "echo"  # bench/peers/echo.py: our wire and nothing else
+    FLOOR = "echo with a run in its loop"  # the same, and raw ONNX Runtime between receiving and sending
     AIO_ECHO = "echo, uvloop"
     NAIVE = "a run per message, grpc.aio"
     NAIVE_UVLOOP = "a run per message, uvloop"
@@ -18,7 +19,7 @@ class Peer(StrEnum):
     @property
     def computes(self) -> bool:
         """Whether its answers are the model's."""
-        return self not in (Peer.ECHO, Peer.AIO_ECHO)
+        return self not in (Peer.ECHO, Peer.FLOOR, Peer.AIO_ECHO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Case:
     infer: bool = False  # by the Open Inference Protocol
     rate: float | None = None  # messages per second of all streams; None: flat out
     client: bool = False  # load by the Python client instead of the generator
+    bare: bool = False  # load by bare calls of grpcio, as much as the client can't do without
 
     @property
     def shape(self) -> str:
@@ -86,6 +88,11 @@ def client(streams: int) -> Case:
     return Case(peer=Peer.OURS, streams=streams, multiplex=True, client=True)
 
 
+def bare(streams: int) -> Case:
+    """The same by calls of grpcio with nothing around them."""
+    return Case(peer=Peer.OURS, streams=streams, multiplex=True, bare=True)
+
+
 FEW = 4  # connections
 FULL = (
     *(single(streams) for streams in (1, 16, 64, 256, 1024)),
@@ -96,6 +103,7 @@ FULL = (
 )
 QUICK = (single(1), single(64), single(64, 64), chunks(16), many(64))
 COMPARED = (single(1), single(64), single(256), single(64, 64))  # with grpc.aio servers
+FLOORS = (single(1), single(64), single(256))
 CLIENT = (64, 256)
 
 
@@ -104,6 +112,8 @@ def full() -> list[Case]:
     cases = []
     for case in FULL:
         cases += [case, case.of(Peer.ECHO)]
+        if case in FLOORS:
+            cases.append(case.of(Peer.FLOOR))
         if case in COMPARED:
             cases += [case.of(Peer.NAIVE_UVLOOP), case.of(Peer.AIO_ECHO)]
         if case in (single(64), single(256)):
@@ -111,7 +121,7 @@ def full() -> list[Case]:
         if case == chunks(16):
             cases.append(case.of(Peer.NAIVE_UVLOOP))
         if case.multiplex and case.streams in CLIENT:
-            cases.append(client(case.streams))
+            cases += [client(case.streams), bare(case.streams)]
     return cases
 
 

@@ -53,7 +53,6 @@ class Raw:
         self._session = ort.InferenceSession(artifact / "resident.onnx", options, providers=["CPUExecutionProvider"])
         self._contract = Contract.from_metadata(self._session.get_modelmeta().custom_metadata_map)
         self._slabs = [np.zeros((ROWS, slab.width), slab.dtype) for slab in self._contract.slabs()]
-        self._bound_to: list[Any] = []
 
     @property
     def row_bytes(self) -> int:
@@ -62,7 +61,7 @@ class Raw:
 
     def measure(self, batch: int, steps: int, seconds: float) -> Ceiling:
         """Run for about so long."""
-        run = self._bound(batch, steps)
+        run = self.bound(batch, steps)
         run(0)
         count, started, begin = 0, time.perf_counter(), time.thread_time_ns()
         while count < _AT_LEAST or time.perf_counter() - started < seconds:
@@ -70,14 +69,14 @@ class Raw:
             count += 1
         return Ceiling(batch, steps, (time.thread_time_ns() - begin) / count / 1e3)
 
-    def _bound(self, batch: int, steps: int) -> Callable[[int], None]:
+    def bound(self, batch: int, steps: int) -> Callable[[int], None]:
         """What makes one run: lanes go to and fro between two halves of the slab, which are all touched in turn."""
         binding: Any = self._session.io_binding()
-        self._bound_to.clear()
+        kept: list[Any] = []  # the binding knows addresses only
         generator = np.random.default_rng(0)
 
         def bind(name: str, values: Any, *, output: bool = False) -> Any:
-            self._bound_to.append(values)  # the binding knows addresses only
+            kept.append(values)
             put = binding.bind_output if output else binding.bind_input
             put(name, "cpu", 0, values.dtype, list(values.shape), values.ctypes.data)
             return values
@@ -95,7 +94,7 @@ class Raw:
             bind(slab.output, parts, output=True)
         lanes = np.arange(1, batch + 1)
 
-        def run(number: int) -> None:
+        def run(number: int, _kept: list[Any] = kept) -> None:
             read[:] = lanes + batch * (number % 2)
             write[:] = lanes + batch * (1 - number % 2)
             self._session.run_with_iobinding(binding)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
+import grpc
 import numpy as np
 
 import cellstream
 from bench.load.result import latency_of
+from cellstream.v1 import stream_inference_pb2 as pb
+
+_BARE_MESSAGES = 2000  # more than any measurement sends
 
 
 def _multiplex(client: cellstream.Client, model: str, streams: int, size: int) -> tuple[ExitStack, Callable[[], int]]:
@@ -38,6 +44,38 @@ def _chunks(client: cellstream.Client, model: str, chunk: int, size: int) -> tup
     def step() -> int:
         stream.step(values)
         return chunk
+
+    return stack, step
+
+
+def _bare(address: str, model: str, streams: int, size: int) -> tuple[ExitStack, Callable[[], int]]:
+    """The same exchange of messages by grpcio alone: requests are made beforehand, answers are only counted."""
+    stack, keys = ExitStack(), range(streams)
+    tensor = np.random.default_rng(0).standard_normal((streams, size)).astype(np.float32).tobytes()
+    opens = [pb.MultiplexOpen(key=key, open=pb.Open(model=model)) for key in keys]
+    requests = [pb.MultiplexRequest(opens=opens).SerializeToString()]
+    for number in range(1, _BARE_MESSAGES + 1):
+        rows = pb.StepRows(keys=keys, first_steps=[number] * streams, tensors=[tensor])
+        requests.append(pb.MultiplexRequest(steps=[rows]).SerializeToString())
+    turns = threading.Semaphore()
+
+    def outgoing() -> Iterator[bytes]:
+        for request in requests:
+            turns.acquire()
+            yield request
+
+    channel = stack.enter_context(grpc.insecure_channel(address))
+    start: Any = channel.stream_stream("/cellstream.v1.StreamInference/Multiplex")
+    call = start(outgoing())
+    stack.callback(call.cancel)
+    next(call)
+
+    def step() -> int:
+        turns.release()
+        due = streams  # which may come in several messages
+        while due > 0:
+            due -= sum(len(rows.keys) for rows in pb.MultiplexResponse.FromString(next(call)).outputs)
+        return streams
 
     return stack, step
 
@@ -77,18 +115,23 @@ def main() -> int:
     parser.add_argument("--model", default="lstm", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--streams", type=int, default=64, metavar="N", help="in one message (default: %(default)s)")
     parser.add_argument("--chunk", type=int, metavar="K", help="one stream, K steps in a message, instead of many")
+    parser.add_argument("--bare", action="store_true", help="by calls of grpcio alone, without the client")
     parser.add_argument("--input-size", type=int, default=64, metavar="F", help="default: %(default)s")
     parser.add_argument("--warm-up", type=float, default=0.3, metavar="S", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="default: %(default)s")
     options = parser.parse_args()
     try:
+        if options.bare:
+            work = _bare(options.address, options.model, options.streams, options.input_size)
+            print(json.dumps(measure(work, options.warm_up, options.seconds)))
+            return 0
         with cellstream.connect(options.address) as client:
             if options.chunk is not None:
                 work = _chunks(client, options.model, options.chunk, options.input_size)
             else:
                 work = _multiplex(client, options.model, options.streams, options.input_size)
             print(json.dumps(measure(work, options.warm_up, options.seconds)))
-    except cellstream.CellstreamError as error:
+    except (cellstream.CellstreamError, grpc.RpcError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -52,6 +52,7 @@ def stands(artifact: Path, peers: Sequence[Peer]) -> Iterator[dict[Peer, Stand]]
     """These servers side by side."""
     commands: dict[Peer, tuple[str, list[str]]] = {
         Peer.ECHO: ("bench.peers.echo", []),
+        Peer.FLOOR: ("bench.peers.echo", ["--artifact", str(artifact)]),
         Peer.AIO_ECHO: ("bench.peers.aio_echo", ["--uvloop"]),
         Peer.NAIVE: ("bench.peers.naive", ["--artifact", str(artifact)]),
         Peer.NAIVE_UVLOOP: ("bench.peers.naive", ["--artifact", str(artifact), "--uvloop"]),
@@ -62,7 +63,8 @@ def stands(artifact: Path, peers: Sequence[Peer]) -> Iterator[dict[Peer, Stand]]
             if peer is Peer.OURS:
                 made[peer] = stack.enter_context(ours(artifact))
             else:
-                environment = WIRE_ENVIRONMENT if peer is Peer.ECHO else {}  # the same wire; others as they come
+                same_wire = peer in (Peer.ECHO, Peer.FLOOR)  # others as they come
+                environment = WIRE_ENVIRONMENT if same_wire else {}
                 made[peer] = Stand(stack.enter_context(started(*commands[peer], environment)))
         yield made
 
@@ -79,8 +81,9 @@ def free_port() -> int:
 def load_command(case: Case, stand: Stand, artifact: Path, *, warm_up: float, seconds: float) -> list[str]:
     """The generator's command line for a case."""
     timing = ["--warm-up", str(warm_up), "--seconds", str(seconds), "--address", stand.running.address]
-    if case.client:
-        return [sys.executable, "-m", "bench.client_load", "--streams", str(case.streams), *timing]
+    if case.client or case.bare:
+        how = ["--model", artifact.parent.name, "--input-size", INPUTS, *["--bare"] * case.bare]
+        return [sys.executable, "-m", "bench.client_load", "--streams", str(case.streams), *how, *timing]
     command = [sys.executable, "-m", "bench.load", "--json", *timing, "--server-process", str(stand.process)]
     command += ["--artifact", str(artifact)] if case.peer.computes else ["--no-check", "--input-size", INPUTS]
     command += ["--streams", str(case.streams), "--connections", str(case.connections)]
@@ -111,7 +114,7 @@ def sample(case: Case, number: int, stand: Stand, artifact: Path, *, warm_up: fl
     before, cpu = counters(stand), processor_seconds(stand.process)
     result = result_of(begin(load_command(case, stand, artifact, warm_up=warm_up, seconds=seconds)))
     after = counters(stand)
-    if case.client:
+    if case.client or case.bare:
         # Warm-up included: the client doesn't tell when its window begins.
         used = (processor_seconds(stand.process) - cpu) / (after["steps"] - before["steps"]) * 1e6
         return _by_client(case, number, result, _runs(before, after), used)

@@ -73,7 +73,11 @@ def targets_grid(found: Sequence[Target]) -> Grid:
 
 def _shapes(rounds: Sequence[Round]) -> list[Case]:
     """Our cases in the order of the first round, without those of the client."""
-    return [item.case for item in rounds[0].samples if item.case.peer is Peer.OURS and not item.case.client]
+    return [
+        item.case
+        for item in rounds[0].samples
+        if item.case.peer is Peer.OURS and not item.case.client and not item.case.bare
+    ]
 
 
 def per_round(rounds: Sequence[Round], case: Case, read: Callable[[Round, Sample], float | None]) -> Spread | None:
@@ -177,16 +181,23 @@ def ceilings_grid(rounds: Sequence[Round]) -> Grid:
 def client_grid(rounds: Sequence[Round]) -> Grid:
     """The Python client beside the generator."""
     rows = []
+    asked = [item.case for item in rounds[0].samples]
     for item in rounds[0].samples:
         if item.case.client:
-            for case, who in ((item.case, "Python client"), (replace(item.case, client=False), "generator")):
-                rows.append(
-                    (
-                        f"{case.shape}: {who}",
-                        _text(over(rounds, case, lambda one: one.load_cpu)),
-                        _text(over(rounds, case, lambda one: one.steps_per_second)),
-                    )
+            by = {
+                "Python client": item.case,
+                "bare calls of grpcio": replace(item.case, client=False, bare=True),
+                "generator": replace(item.case, client=False),
+            }
+            rows += [
+                (
+                    f"{case.shape}: {who}",
+                    _text(over(rounds, case, lambda one: one.load_cpu)),
+                    _text(over(rounds, case, lambda one: one.steps_per_second)),
                 )
+                for who, case in by.items()
+                if case in asked
+            ]
     return Grid("The Python client", ("", "its µs a step", "steps/s"), tuple(rows))
 
 

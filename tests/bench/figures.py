@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.cases import Case, Peer, chunks, client, many, single
+from bench.cases import Case, Peer, bare, chunks, client, many, single
 from bench.ceilings import Ceiling
 from bench.document import Document
 from bench.samples import Round, Sample
@@ -38,6 +38,7 @@ def a_round(slower: float = 1.0) -> Round:
         sample(single(64).of(Peer.NAIVE_UVLOOP), steps_per_second=1000.0),
         sample(single(64).of(Peer.NAIVE), steps_per_second=2500.0),
         sample(client(64), load_cpu=5.0),
+        sample(bare(64), load_cpu=4.0),
     ]
     ceilings = [Ceiling(1, steps, 8.0 * steps) for steps in (1, 16, 32)]
     ceilings += [Ceiling(64, steps, 64 * 5.0 * steps) for steps in (1, 16, 32)]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import machinery, studies
-from bench.cases import Case, Peer, chunks, client, full, many, quick, single
+from bench.cases import Case, Peer, bare, chunks, client, full, many, quick, single
 from bench.ceilings import Raw
 from bench.machinery import MeasurementError, Stand, sample, stands
 from bench.peers.answers import MultiplexAnswers, StreamAnswers
@@ -27,7 +27,7 @@ def artifact(artifacts: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(artifact: Path) -> Iterator[dict[Peer, Stand]]:
-    """All five servers."""
+    """All servers."""
     with stands(artifact, list(Peer)) as running:
         yield running
 
@@ -53,6 +53,17 @@ def test_echoes_take_many_streams_in_a_message(made: dict[Peer, Stand], artifact
     """As one message."""
     found = sample(many(20).of(peer), 0, made[peer], artifact, warm_up=0.1, seconds=0.2)
     assert found.steps_per_second > 0
+
+
+@pytest.mark.parametrize("how", [client, bare])
+def test_the_client_and_what_is_below_it(
+    monkeypatch: pytest.MonkeyPatch, made: dict[Peer, Stand], artifact: Path, how: Callable[[int], Case]
+) -> None:
+    """Both really step the server's streams."""
+    monkeypatch.setattr(machinery, "INPUTS", "5")
+    found = sample(how(20), 0, made[Peer.OURS], artifact, warm_up=0.1, seconds=0.2)
+    assert found.batch == pytest.approx(20)
+    assert found.load_cpu > 0
 
 
 def test_a_generator_that_gives_up_ends_the_bench_with_its_words(made: dict[Peer, Stand], artifact: Path) -> None:
@@ -122,7 +133,7 @@ def test_a_round_holds_every_pair_that_is_compared() -> None:
     """No case twice; every one of ours beside its echo."""
     for cases in (full(), quick()):
         assert len(set(cases)) == len(cases)
-        ours = [case for case in cases if case.peer is Peer.OURS and not case.client]
+        ours = [case for case in cases if case.peer is Peer.OURS and not case.client and not case.bare]
         assert all(case.of(Peer.ECHO) in cases for case in ours)
         assert all(replace(client(case.streams), client=False) in ours for case in cases if case.client)
 
