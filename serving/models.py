@@ -91,14 +91,17 @@ class Models:
             if not lanes:
                 raise UnknownModel(f"failed to unload '{name}': it isn't served")
 
+            versions = [lane.version for lane in lanes]
+
             def end() -> None:
                 for lane in lanes:
                     self._lanes.remove(lane)
                     lane.streams.end_all(Unavailable(f"model '{name}' was unloaded by the operator"))
                 self.on_change()
+                lanes.clear()  # the last to hold them: memory is freed here, never while another model is captured
 
             on_loop(self._post, end)
-            log.info("model unloaded", model=name, versions=[lane.version for lane in lanes])
+            log.info("model unloaded", model=name, versions=versions)
 
     def close(self) -> None:
         """The server is leaving: what is loaded from now on admits nothing. On the loop's thread."""

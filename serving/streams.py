@@ -204,6 +204,9 @@ class Streams:
         if stream.phase is Phase.ENDED:
             return
         self._move(stream, Phase.ENDED)
+        # A sink refers to its stream: the circle would keep both, and the model, until the collector comes by.
+        del stream.sink
+        stream.on_refused = None
         self._live.remove(stream)
         self.batcher.discard(stream)
         if stream not in self._running:  # else its row is being read: freed when the run is over
@@ -301,12 +304,14 @@ class Streams:
 
     def _end_if_drained(self, stream: Stream) -> None:
         if self.waiting(stream) == 0:
+            sink = stream.sink
             self.end(stream)
-            stream.sink.on_end(None)
+            sink.on_end(None)
 
     def _fail(self, stream: Stream, refusal: Refusal) -> None:
+        sink = stream.sink
         self.end(stream)
-        stream.sink.on_end(refusal)
+        sink.on_end(refusal)
 
     @staticmethod
     def _move(stream: Stream, phase: Phase) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +16,14 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cellstream.v1.stream_inference_pb2 import Open, StreamRequest
+from cellstream.v1.stream_inference_pb2 import (
+    MultiplexOpen,
+    MultiplexRequest,
+    MultiplexResponse,
+    Open,
+    StepRows,
+    StreamRequest,
+)
 from serving.config import Batching, Limits, ServerConfig
 from serving.engine import Engine
 from serving.front import OPEN_INFERENCE
@@ -321,3 +331,46 @@ def test_what_is_loaded_while_the_server_leaves_admits_nothing(server: Server, c
             late.send(StreamRequest(open=Open(model="tokens")))
             code, _, reason = late.end()
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "shutting_down")
+
+
+def use(channel: grpc.Channel, how: str) -> None:
+    """Step "vectors" once, by that RPC."""
+    if how == "Stream":
+        with StreamCall(channel) as stream:
+            stream.open("vectors")
+            stream.run(np.stack([X]))
+            stream.half_close()
+            stream.end()
+    elif how == "Multiplex":
+        with RawCall(channel, "Multiplex", MultiplexResponse) as call:
+            opening = MultiplexOpen(key=1, open=Open(model="vectors"))
+            rows = StepRows(keys=[1], first_steps=[1], tensors=[X.tobytes()])
+            call.send(MultiplexRequest(opens=[opening], steps=[rows]))
+            call.receive()
+            call.half_close()
+            call.end()
+    elif how == "sequence":
+        with SequenceCall(channel) as sequences:
+            assert not sequences.ask(step("a", start=True)).error_message
+            assert not sequences.ask(step("a")).error_message
+            sequences.half_close()
+            sequences.end()
+
+
+@pytest.mark.parametrize("how", ["", "Stream", "Multiplex", "sequence"])
+def test_a_model_is_freed_by_the_loop_and_at_once(server: Server, channel: grpc.Channel, how: str) -> None:
+    """Its memory goes between two runs, and never while the same thread captures another model on a GPU."""
+    freed: list[str] = []
+    lane = next(lane for lane in server.lanes if lane.name == "vectors")
+    weakref.finalize(lane.engine, lambda: freed.append(threading.current_thread().name))
+    del lane
+    gc.collect()
+    gc.disable()  # it would find what a circle keeps, but later
+    try:
+        use(channel, how)
+        wait_until(lambda: not server._wire.live)
+        unload(channel, "vectors")
+        wait_until(lambda: bool(freed))
+    finally:
+        gc.enable()
+    assert freed == ["loop"]
