@@ -217,7 +217,8 @@ class Streams:
         """End every stream with one refusal, and admit no more."""
         self.closed = refusal
         for stream in list(self._live):
-            self._fail(stream, refusal)
+            if stream.phase is not Phase.ENDED:  # by the sink of another
+                self._fail(stream, refusal)
 
     def close(self) -> None:
         """Admit no more streams; those that are open go on."""

@@ -438,6 +438,24 @@ def test_ending_all_tells_every_stream() -> None:
     streams.check()
 
 
+def test_a_stream_that_another_takes_along_is_told_once_or_not_at_all() -> None:
+    """A sink that ends all of its client's streams when one has ended doesn't trip up the end of all."""
+    streams = make_streams()
+
+    class Together(Sink):
+        def on_end(self, refusal: Refusal | None) -> None:
+            super().on_end(refusal)
+            for stream in members:
+                streams.end(stream)
+
+    sinks = [Together() for _ in range(3)]
+    members = [streams.open("s", sink) for sink in sinks]
+    streams.end_all(Unavailable("gone"))
+    assert sorted(len(sink.ends) for sink in sinks) == [0, 0, 1]
+    assert streams.live == 0
+    streams.check()
+
+
 @pytest.mark.parametrize(
     ("steps", "inputs", "error", "text"),
     [
