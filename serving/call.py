@@ -158,11 +158,7 @@ class Call:
         elif not self._finishing:
             self._deferred = False
             self._exchanging = self._receiving = True
-            both = (_SendMessage(data, _NO_FLAGS), _ReceiveMessage(_NO_FLAGS))
-            error = self._call.start_server_batch(both, self._on_exchanged)
-            if error:
-                self._refused("SendMessageOperation, ReceiveMessageOperation", error)
-            self._due += 1
+            self._start((_SendMessage(data, _NO_FLAGS), _ReceiveMessage(_NO_FLAGS)), self._on_exchanged)
 
     def send(self, data: bytes) -> None:
         """Send a message, after those already waiting. Does nothing if the call is finishing or over."""
@@ -234,32 +230,24 @@ class Call:
         # An operation object is used once only: gRPC frees what is inside when it completes.
         error = self._call.start_server_batch(operations, on_done)
         if error:
-            self._refused(", ".join(type(operation).__name__ for operation in operations), error)
+            what = ", ".join(type(operation).__name__ for operation in operations)
+            raise WireError(f"gRPC refused {what} of a call of {self.method} with call error {error}")
         self._due += 1
 
     def _receive(self) -> None:
         if self._receiving or self._half_closed or self._finishing:
             return
         self._receiving = True
-        error = self._call.start_server_batch((_ReceiveMessage(_NO_FLAGS),), self._on_received)
-        if error:
-            self._refused("ReceiveMessageOperation", error)
-        self._due += 1
-
-    def _refused(self, what: str, error: int) -> None:
-        raise WireError(f"gRPC refused {what} of a call of {self.method} with call error {error}")
+        self._start((_ReceiveMessage(_NO_FLAGS),), self._on_received)
 
     def _start_send(self, data: bytes) -> None:
         self._sending = data
-        if not self._greeted:
+        message = _SendMessage(data, _NO_FLAGS)
+        if self._greeted:
+            self._start((message,), self._on_sent)
+        else:
             self._greeted = True
-            message = _SendMessage(data, _NO_FLAGS)
             self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), message), self._on_sent)
-            return
-        error = self._call.start_server_batch((_SendMessage(data, _NO_FLAGS),), self._on_sent)
-        if error:
-            self._refused("SendMessageOperation", error)
-        self._due += 1
 
     def _start_status(self) -> None:
         assert self._status is not None
@@ -289,17 +277,8 @@ class Call:
 
     def _exchanged(self, event: Any) -> None:
         self._exchanging = False
-        if not event.success:
-            self._cancel(grpc.StatusCode.INTERNAL, "an answer could not be sent")
-        elif self._outbox:
-            self._start_send(self._outbox.popleft())
-        data = event.batch_operations[1].message()
-        if data is None or self._finishing or self._handler is None:
-            self._take_in(data)
-        else:
-            self._receiving = False
-            self._due -= 1
-            self._handler.on_message(data)
+        self._send_next(sent=event.success)
+        self._take_in(event.batch_operations[1].message())
 
     def _sent(self, event: Any) -> None:
         self._due -= 1
@@ -307,16 +286,19 @@ class Call:
         assert sent is not None
         self.unsent -= 1
         self.unsent_bytes -= len(sent)
-        if not event.success:
+        self._send_next(sent=event.success)
+        if not self._due:
+            self._over()
+        elif self.tells_sent and not self._finishing and self._handler is not None:
+            self._handler.on_sent()
+
+    def _send_next(self, *, sent: bool) -> None:
+        if not sent:
             self._cancel(grpc.StatusCode.INTERNAL, "an answer could not be sent")
         elif self._outbox:
             self._start_send(self._outbox.popleft())
         elif self._status is not None:
             self._start_status()
-        if not self._due:
-            self._over()
-        elif self.tells_sent and not self._finishing and self._handler is not None:
-            self._handler.on_sent()
 
     def _status_sent(self, event: Any) -> None:
         self._due -= 1

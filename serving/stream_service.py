@@ -50,6 +50,7 @@ class StreamCall:
                 if inputs is not None:
                     assert self._lane is not None
                     self._lane.streams.push_next(stream, 1, inputs, front.clock())
+                    # _receive_if_room() for the usual case: what isn't held has room, and one answer is owed.
                     if stream.accepted_step - stream.answered_step == 1 < front.limits.window_steps and not self._held:
                         self._call.receive_after_reply()
                     else:
