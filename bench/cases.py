@@ -37,6 +37,11 @@ class Case:
     bare: bool = False  # load by bare calls of grpcio, as much as the client can't do without
 
     @property
+    def by_generator(self) -> bool:
+        """Whether the load is the generator's, not Python's."""
+        return not (self.client or self.bare)
+
+    @property
     def shape(self) -> str:
         """The shape in words, without the server: on one connection unless it says otherwise."""
         if self.multiplex:

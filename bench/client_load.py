@@ -121,16 +121,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="default: %(default)s")
     options = parser.parse_args()
     try:
-        if options.bare:
-            work = _bare(options.address, options.model, options.streams, options.input_size)
-            print(json.dumps(measure(work, options.warm_up, options.seconds)))
-            return 0
-        with cellstream.connect(options.address) as client:
-            if options.chunk is not None:
-                work = _chunks(client, options.model, options.chunk, options.input_size)
+        with ExitStack() as stack:
+            if options.bare:
+                work = _bare(options.address, options.model, options.streams, options.input_size)
             else:
-                work = _multiplex(client, options.model, options.streams, options.input_size)
+                client = stack.enter_context(cellstream.connect(options.address))
+                if options.chunk is not None:
+                    work = _chunks(client, options.model, options.chunk, options.input_size)
+                else:
+                    work = _multiplex(client, options.model, options.streams, options.input_size)
             print(json.dumps(measure(work, options.warm_up, options.seconds)))
+    except StopIteration:
+        print(f"error: --bare has no more than {_BARE_MESSAGES:,} messages; measure for less long", file=sys.stderr)
+        return 1
     except (cellstream.CellstreamError, grpc.RpcError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -81,7 +81,7 @@ def free_port() -> int:
 def load_command(case: Case, stand: Stand, artifact: Path, *, warm_up: float, seconds: float) -> list[str]:
     """The generator's command line for a case."""
     timing = ["--warm-up", str(warm_up), "--seconds", str(seconds), "--address", stand.running.address]
-    if case.client or case.bare:
+    if not case.by_generator:
         how = ["--model", artifact.parent.name, "--input-size", INPUTS, *["--bare"] * case.bare]
         return [sys.executable, "-m", "bench.client_load", "--streams", str(case.streams), *how, *timing]
     command = [sys.executable, "-m", "bench.load", "--json", *timing, "--server-process", str(stand.process)]
@@ -114,7 +114,7 @@ def sample(case: Case, number: int, stand: Stand, artifact: Path, *, warm_up: fl
     before, cpu = counters(stand), processor_seconds(stand.process)
     result = result_of(begin(load_command(case, stand, artifact, warm_up=warm_up, seconds=seconds)))
     after = counters(stand)
-    if case.client or case.bare:
+    if not case.by_generator:
         # Warm-up included: the client doesn't tell when its window begins.
         used = (processor_seconds(stand.process) - cpu) / (after["steps"] - before["steps"]) * 1e6
         return _by_client(case, number, result, _runs(before, after), used)

@@ -107,7 +107,7 @@ class Bench:
 
     def _sample(self, case: Case, made: dict[Peer, Stand], number: int = 0) -> Sample:
         rate = f", {case.rate:,.0f} steps/s asked" if case.rate else ""
-        self.tell(f"{case.peer}{' by the client' * case.client}: {case.shape}{rate}")
+        self.tell(f"{case.peer}{' by the client' * case.client}{' by bare calls' * case.bare}: {case.shape}{rate}")
         stand, plan = made[case.peer], self.plan
         return sample(case, number, stand, self.artifact, warm_up=plan.warm_up, seconds=plan.seconds)
 

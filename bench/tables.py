@@ -73,11 +73,7 @@ def targets_grid(found: Sequence[Target]) -> Grid:
 
 def _shapes(rounds: Sequence[Round]) -> list[Case]:
     """Our cases in the order of the first round, without those of the client."""
-    return [
-        item.case
-        for item in rounds[0].samples
-        if item.case.peer is Peer.OURS and not item.case.client and not item.case.bare
-    ]
+    return [item.case for item in rounds[0].samples if item.case.peer is Peer.OURS and item.case.by_generator]
 
 
 def per_round(rounds: Sequence[Round], case: Case, read: Callable[[Round, Sample], float | None]) -> Spread | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import machinery, studies
+from bench import client_load, machinery, studies
 from bench.cases import Case, Peer, bare, chunks, client, full, many, quick, single
 from bench.ceilings import Raw
 from bench.machinery import MeasurementError, Stand, sample, stands
@@ -64,6 +64,18 @@ def test_the_client_and_what_is_below_it(
     found = sample(how(20), 0, made[Peer.OURS], artifact, warm_up=0.1, seconds=0.2)
     assert found.batch == pytest.approx(20)
     assert found.load_cpu > 0
+
+
+def test_bare_calls_that_run_out_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: dict[Peer, Stand]
+) -> None:
+    """There are so many ready-made messages, and no more."""
+    address = made[Peer.OURS].running.address
+    monkeypatch.setattr(client_load, "_BARE_MESSAGES", 3)
+    options = ["--bare", "--address", address, "--model", "wide", "--input-size", "5", "--streams", "4"]
+    monkeypatch.setattr("sys.argv", ["client_load", *options])
+    assert client_load.main() == 1
+    assert "no more than 3 messages" in capsys.readouterr().err
 
 
 def test_a_generator_that_gives_up_ends_the_bench_with_its_words(made: dict[Peer, Stand], artifact: Path) -> None:
@@ -133,7 +145,7 @@ def test_a_round_holds_every_pair_that_is_compared() -> None:
     """No case twice; every one of ours beside its echo."""
     for cases in (full(), quick()):
         assert len(set(cases)) == len(cases)
-        ours = [case for case in cases if case.peer is Peer.OURS and not case.client and not case.bare]
+        ours = [case for case in cases if case.peer is Peer.OURS and case.by_generator]
         assert all(case.of(Peer.ECHO) in cases for case in ours)
         assert all(replace(client(case.streams), client=False) in ours for case in cases if case.client)
 
