@@ -16,10 +16,10 @@ from __future__ import annotations
 import enum
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from serving.batcher import Batch, Batcher, Chunk
+from serving.batcher import Batch, Batcher, Chunk, Slice
 from serving.config import Batching, Limits
 from serving.errors import OutOfOrder, Overloaded, Refusal, ShuttingDown, TooManyStreams, WrongPhase
 from serving.inputs import InputCheck
@@ -258,35 +258,19 @@ class Streams:
 
     def fail(self, run: Run, refusals: Sequence[Refusal]) -> None:
         """The run has failed for good: nothing has moved, and every member is told, each its own."""
-        self.batcher.finish(run.batch)
-        self.rows.release(run.write_rows)
-        for piece, refusal in zip(run.batch.slices, refusals, strict=True):
-            stream = piece.stream
-            self._running.discard(stream)
-            if stream.phase is Phase.ENDED:
-                self.rows.release((stream.row,))
-                stream.row = INITIAL
-            else:
-                self._fail(stream, refusal)
+        for piece, refusal in self._undone(run, refusals):
+            self._fail(piece.stream, refusal)
 
     def refuse(self, run: Run, refusals: Sequence[Refusal]) -> None:
         """The values of these single steps are at fault: their streams end, each with its refusal, or skip the step."""
         skips = [lane for lane, piece in enumerate(run.batch.slices) if piece.stream.on_refused is not None]
         ends = [lane for lane in range(len(run)) if lane not in skips]
         self.fail(run.of(ends), [refusals[lane] for lane in ends])
-        skipping = run.of(skips)
-        self.batcher.finish(skipping.batch)
-        self.rows.release(skipping.write_rows)
-        for piece, lane in zip(skipping.batch.slices, skips, strict=True):
+        for piece, refusal in self._undone(run.of(skips), [refusals[lane] for lane in skips]):
             stream = piece.stream
-            self._running.discard(stream)
-            if stream.phase is Phase.ENDED:
-                self.rows.release((stream.row,))
-                stream.row = INITIAL
-                continue
             stream.answered_step += piece.steps
             assert stream.on_refused is not None
-            stream.on_refused(refusals[lane])
+            stream.on_refused(refusal)
             if stream.phase is Phase.FINISHING:
                 self._end_if_drained(stream)
 
@@ -302,6 +286,19 @@ class Streams:
         for stream in self._live:
             assert stream.phase is not Phase.ENDED
             assert self.waiting(stream) == self.batcher.waiting(stream)
+
+    def _undone(self, run: Run, refusals: Sequence[Refusal]) -> Iterator[tuple[Slice[Stream], Refusal]]:
+        """Account for a run that has moved nothing; its lanes whose streams haven't ended meanwhile."""
+        self.batcher.finish(run.batch)
+        self.rows.release(run.write_rows)
+        for piece, refusal in zip(run.batch.slices, refusals, strict=True):
+            stream = piece.stream
+            self._running.discard(stream)
+            if stream.phase is Phase.ENDED:
+                self.rows.release((stream.row,))
+                stream.row = INITIAL
+            else:
+                yield piece, refusal
 
     def _end_if_drained(self, stream: Stream) -> None:
         if self.waiting(stream) == 0:
