@@ -21,10 +21,10 @@ from torch import nn
 from export import artifact, checks, machine, module_faults, triton, wrap
 from export.invariance import invariances
 from export.module_calls import ModuleError
+from export.module_find_plan import find_plan
 from export.module_graph import to_onnx
 from export.module_parity import STEPS, Levels
 from export.module_plan import Plan, parse_input
-from export.module_probe import find_plan
 from export.module_streams import check_streams
 from export.page import artifact_page
 from export.pipeline import Evidence, ParityError, refuse_failed

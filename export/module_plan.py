@@ -1,6 +1,6 @@
 """What a user's module is as a stream: inputs, outputs, states and where each comes from, on which axes.
 
-Owns that description. How it is found out is `module_probe`'s business.
+Owns that description. How it is found out is `module_find_plan`'s business.
 """
 
 from __future__ import annotations

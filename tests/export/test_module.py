@@ -17,10 +17,10 @@ from export.layouts import BATCH, TIME
 from export.module import export_module, traced
 from export.module_calls import ModuleError
 from export.module_code import first_state
+from export.module_find_plan import find_plan
 from export.module_graph import OnnxKernel, Streaming, to_onnx
 from export.module_parity import Slack
 from export.module_plan import Plan, parse_input
-from export.module_probe import find_plan
 from export.module_streams import Streamed, Whole, check_streams, first_apart
 from export.page import STYLE
 from export.pipeline import ParityError

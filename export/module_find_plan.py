@@ -1,0 +1,118 @@
+"""Finding out what a user's module is as a stream: it is called with small random inputs, and watched.
+
+Owns the order of finding out, and the outputs. A wrong conclusion isn't dangerous: `module_streams` compares the whole
+module with its steps before anything is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.layouts import BATCH, TIME
+from export.module_calls import Convention, ModuleError
+from export.module_find_convention import find_convention, guessed, parameters_of
+from export.module_find_states import explicit_states, fewer_streams, layer_states
+from export.module_plan import Plan, Tensor
+from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe
+
+
+def find_plan(module: nn.Module, inputs: Sequence[Tensor], begin: Begin | None = None) -> Plan:
+    """What the module is as a stream; raises ModuleError naming what stands in the way."""
+    inputs = tuple(inputs) or (guessed(module),)
+    probe = Probe(module, inputs)
+    inputs = tuple(replace(tensor, bounds=tensor.bounds or _looked_up(probe, tensor)) for tensor in inputs)
+    probe.inputs = inputs
+    convention, first, begins = find_convention(module, probe, begin)
+    caller = Caller(probe, convention, first)
+    found = layer_states(caller)
+    explicit = explicit_states(caller)
+    states = (*explicit, *found)
+    bare = not any(tensor.timed for tensor in inputs)
+    if not states:
+        raise ModuleError(
+            "no state found: no recurrent layer in it, and forward takes none and gives none; a recurrence of your own"
+            " needs forward(x, state) -> (y, state)"
+        )
+    if bare and found:
+        raise ModuleError(
+            f"{found[0].origin} begins anew at every call, and the input has no time axis: give forward a time axis"
+            " (--input x=float32[batch,time,5]), or let it take and give its state"
+        )
+    outputs, remarks = _outputs(caller, bare=bare)
+    return Plan(
+        convention,
+        inputs,
+        outputs,
+        states,
+        stepwise=bare or not _takes_time(caller, outputs),
+        begins=begins,
+        remarks=tuple(remarks),
+    )
+
+
+def _outputs(caller: Caller, *, bare: bool) -> tuple[tuple[Tensor, ...], list[str]]:
+    """The outputs and their axes, from how their shapes follow the numbers of streams and of steps."""
+    steps = 1 if bare else STEPS
+    seen = caller.see(steps=steps)
+    cut = None if caller.first is None else fewer_streams(caller)
+    fewer = caller.see_from(cut, streams=STREAMS - 1, steps=steps).outputs
+    shorter = seen.outputs if bare else caller.see(steps=STEPS - 1).outputs
+    last = {id(value): call.slot for call in seen.calls for value in call.returned if not call.core.cell}
+    own = {name: last[id(value)] for name, value in seen.outputs.items() if id(value) in last}
+    if len(own) == len(seen.outputs):
+        own = {}
+    outputs, remarks = [], [f"output {name!r} is {slot}'s state, and is left out" for name, slot in own.items()]
+    for name, value in seen.outputs.items():
+        if name in own:
+            continue
+        shapes = zip(value.shape, fewer[name].shape, shorter[name].shape, strict=False)
+        layout: list[int | str] = []
+        for size, less, short in shapes:
+            layout.append(BATCH if size != less else TIME if size != short else int(size))
+            if size != short and (size, short) != (STEPS, STEPS - 1):
+                raise ModuleError(
+                    f"output {name!r} has {size} values on one axis for {STEPS} steps: a stream's outputs are one per"
+                    " step (a convolution that shortens its input needs its past as a state)"
+                )
+        if layout.count(BATCH) != 1 or layout.count(TIME) > 1:
+            raise ModuleError(f"output {name!r} {list(value.shape)} has no axis that is one per stream")
+        outputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), tuple(layout)))
+    return tuple(outputs), remarks
+
+
+def _takes_time(caller: Caller, outputs: Sequence[Tensor]) -> bool:
+    """Whether several steps can be one call of the graph: all has time, and no Python loop steps through it."""
+    one, more = caller.see().calls, caller.see(steps=STEPS).calls
+    timed = all(tensor.timed for tensor in (*caller.probe.inputs, *outputs))
+    return timed and len(one) == len(more) and not any(call.core.cell for call in one)
+
+
+def _looked_up(probe: Probe, tensor: Tensor) -> tuple[int, int] | None:
+    """The range of an integer input that an nn.Embedding takes as its index."""
+    if np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    found: list[int] = []
+    values = {name: value if name == tensor.name else torch.zeros_like(value) for name, value in probe.values().items()}
+    wanted = int(values[tensor.name].sum())
+
+    def look(part: nn.Module, given: tuple[Any, ...]) -> None:
+        if given and given[0].numel() == values[tensor.name].numel() and int(given[0].sum()) == wanted:
+            found.append(part.num_embeddings)  # type: ignore[arg-type]
+
+    hooks = [part.register_forward_pre_hook(look) for part in probe.module.modules() if isinstance(part, nn.Embedding)]
+    try:
+        names = tuple(values)
+        nones = tuple(n for n, p in parameters_of(probe.module).items() if n not in names and p.default is p.empty)
+        with suppress(ModuleError):  # the embedding may have been reached all the same
+            probe.see(Convention(names, nones=nones), values, None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (0, min(found) - 1) if found else None

@@ -1,0 +1,106 @@
+"""The states of a user's module, found by calling it: leaves of forward's own, and those of its recurrent layers.
+
+Owns what is tried and concluded of states.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import torch
+
+from export.layouts import BATCH, Layout
+from export.module_calls import Convention, ModuleError
+from export.module_plan import State
+from export.module_probe import STREAMS, Caller, alike, same
+
+
+def explicit_states(caller: Caller) -> list[State]:
+    """The leaves of forward's own state."""
+    found = []
+    fewer = [] if caller.first is None else fewer_streams(caller)
+    convention = caller.convention
+    for place, (leaf, less) in enumerate(zip(caller.first or [], fewer, strict=True)):
+        axes = [axis for axis, (a, b) in enumerate(zip(leaf.shape, less.shape, strict=True)) if a != b]
+        name = convention.states[0] if len(fewer) == 1 else _leaf_name(convention, place)
+        if len(axes) != 1:
+            raise ModuleError(f"state {name!r} {list(leaf.shape)} has no axis that is one per stream")
+        layout: Layout = tuple(BATCH if axis == axes[0] else int(size) for axis, size in enumerate(leaf.shape))
+        dtype = str(leaf.dtype).removeprefix("torch.")
+        initial = _one(leaf, axes[0], f"state {name!r}")
+        found.append(State(name, f"forward's {name}", dtype, layout, initial, None, place))
+    return found
+
+
+def _leaf_name(convention: Convention, place: int) -> str:
+    """What a leaf is called: by its argument, where that has one leaf; with a number elsewhere."""
+    for name, structure in zip(convention.states, convention.structure, strict=True):
+        if structure == place:
+            return name
+        inside = [int(number) for number in re.findall(r"\d+", repr(structure))]
+        if place in inside:
+            return f"{name}{place - min(inside)}"
+    return f"state{place}"
+
+
+def fewer_streams(caller: Caller) -> list[torch.Tensor]:
+    """The same leaves for one stream fewer: found by running, from states cut on each axis that could be the batch."""
+    first = caller.first or []
+    choices = [[axis for axis, size in enumerate(leaf.shape) if size == STREAMS] for leaf in first]
+    for axes in itertools.islice(itertools.product(*choices), 64):
+        cut = [leaf.narrow(axis, 0, STREAMS - 1) for leaf, axis in zip(first, axes, strict=True)]
+        try:
+            seen = caller.see_from(cut, streams=STREAMS - 1)
+        except ModuleError:
+            continue
+        if alike(cut, seen.states):
+            return cut
+    raise ModuleError("its state has no axis that follows the number of streams")
+
+
+def _one(value: torch.Tensor, axis: int, what: str) -> Any:
+    """One stream's value of a first state; None where it is zero."""
+    one = value.select(axis, 0)
+    if not same(value, one.unsqueeze(axis).expand_as(value)):
+        raise ModuleError(f"{what} begins differently for each stream: a first state can't depend on the batch")
+    return None if not bool(one.any()) else one.detach().numpy().copy()
+
+
+def layer_states(caller: Caller) -> list[State]:
+    """The states of recurrent layers that begin by themselves, or from something that never changes."""
+    base, other = caller.see(), caller.see(seed=1)
+    moved = base if caller.first is None else caller.see_from(_moved(caller.first))
+    found = []
+    if not len(base.calls) == len(other.calls) == len(moved.calls):
+        raise ModuleError("which of its recurrent layers run depends on the input: data-dependent control flow")
+    for call, elsewhere, after in zip(base.calls, other.calls, moved.calls, strict=True):
+        initial: tuple[Any, ...] = (None,) * len(call.core.states)
+        if call.given is not None:
+            if after.given is not None and not all(map(same, call.given, after.given)):
+                continue  # it is a part of forward's own state
+            if elsewhere.given is None or not all(map(same, call.given, elsewhere.given)):
+                raise ModuleError(
+                    f"the state that {call.slot} begins from depends on the input (an encoder's last state, or a layer"
+                    " called twice): it would begin anew at every step, so it can't be carried"
+                )
+            initial = tuple(_one(value, 0, f"{call.slot}'s state") for value in call.given)
+        for place, name in enumerate(call.core.states):
+            layers = f", {call.core.layers} layers" if call.core.layers > 1 else ""
+            found.append(
+                State(
+                    f"{call.slot.replace('#', '.')}.{name}",
+                    f"{call.slot}: {call.core.kind} {name}{layers}",
+                    "float32",
+                    (BATCH, call.core.layers, call.core.hidden_size),
+                    initial[place],
+                    call.slot,
+                    place,
+                )
+            )
+    return found
+
+
+def _moved(states: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [state + torch.rand_like(state) if state.is_floating_point() else state for state in states]
