@@ -65,7 +65,15 @@ class MultiplexCore:
         return self._streams.keys
 
     def open(self, openings: Mapping[int, str]) -> None:
-        """Ask for a stream for each key, with its stream_id (may be empty). Raises InvalidInput for a bad key."""
+        """Ask for a stream for each key, with its stream_id (may be empty).
+
+        Raises InvalidInput for a bad key, and ServerGoingAway once the server has said that it shuts down.
+        """
+        if self.error is None and self.going_away_ms is not None:
+            raise ServerGoingAway(
+                f"the server shuts down within {self.going_away_ms / 1000:g} s and opens no new stream; the open ones "
+                "go on until then"
+            )
         self._check_open()
         model = self.signature.model
         for key in openings:
@@ -111,7 +119,7 @@ class MultiplexCore:
     def push(self, keys: Sequence[int], counts: Sequence[int] | Ints, request: Request) -> Gathered:
         """Queue a request: `counts[i]` steps of stream `keys[i]`, one after the other in `request`.
 
-        Raises InvalidInput, LimitReached, StreamClosed, ServerGoingAway, or why the call ended; nothing is sent then.
+        Raises InvalidInput, LimitReached, StreamClosed, or why the call ended; nothing is sent then.
         """
         lineup, counts = self._lineup_of(keys), np.asarray(counts, np.int64)
         limit = self.signature.model.limits.max_steps_per_message
@@ -164,7 +172,7 @@ class MultiplexCore:
 
     def half_close_due(self) -> bool:
         """Whether to half-close now; true once."""
-        if self.going_away_ms is not None and not self._requests and self._streams.opened[self._streams.slots].all():
+        if self.going_away_ms is not None and not self._requests and not len(self._streams.slots):
             self._finishing = True
         if not self._finishing or self._unsent or self._half_closed:
             return False
@@ -205,8 +213,6 @@ class MultiplexCore:
     def _check_open(self) -> None:
         if self.error is not None:
             raise fresh(self.error)
-        if self.going_away_ms is not None:
-            raise ServerGoingAway(f"the server shuts down within {self.going_away_ms / 1000:g} s and takes nothing new")
         if self.ended or self._finishing:
             raise StreamClosed("the multiplexed call is closed")
 
@@ -316,7 +322,7 @@ class MultiplexView:
 
     @property
     def going_away(self) -> float | None:
-        """Seconds of grace once the server has said that it shuts down; None: it hasn't."""
+        """Seconds that the open streams had when the server said that it shuts down; None: it hasn't."""
         grace = self._core.going_away_ms
         return None if grace is None else grace / 1000
 

@@ -5,8 +5,10 @@ thread, no event loop and no clock; whoever drives it does so from one thread at
 
 A stream's life:
 
-    OPENING  --Opened-->  OPEN  --finish, or GoAway and nothing left to do-->  FINISHING  --status-->  ENDED
+    OPENING  --Opened-->  OPEN  --finish-->  FINISHING  --status-->  ENDED
     and from every phase  --status, fail-->  ENDED
+
+GoAway changes no phase: the stream goes on stepping until the server's grace is over.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from cellstream.errors import (
     CellstreamError,
     LimitReached,
     ProtocolError,
-    ServerGoingAway,
     StreamClosed,
     error_of,
     fresh,
@@ -162,7 +163,7 @@ class StreamCore:
     def push(self, request: Request) -> Answer:
         """Number a request's steps and queue them.
 
-        Raises ServerGoingAway, StreamClosed, LimitReached for a step that no message can hold, or why the stream ended.
+        Raises StreamClosed, LimitReached for a step that no message can hold, or why the stream ended.
         """
         self._check_open()
         assert self._signature is not None
@@ -235,8 +236,6 @@ class StreamCore:
 
     def half_close_due(self) -> bool:
         """Whether to half-close now; true once."""
-        if self.phase is Phase.OPEN and self.going_away_ms is not None and self.answered_step == self._last_step:
-            self.phase = Phase.FINISHING
         if self.phase is not Phase.FINISHING or self._unsent or self._half_closed:
             return False
         self._half_closed = True
@@ -278,11 +277,6 @@ class StreamCore:
     def _check_open(self) -> None:
         if self.error is not None:
             raise fresh(self.error)
-        if self.going_away_ms is not None:
-            raise ServerGoingAway(
-                f"the server shuts down within {self.going_away_ms / 1000:g} s and this stream takes no new steps; its "
-                f"last one is {self._last_step}"
-            )
         if self.phase is not Phase.OPEN:
             raise StreamClosed("the stream is closed")
 

@@ -41,7 +41,10 @@ class StreamView:
 
     @property
     def going_away(self) -> float | None:
-        """Seconds of grace once the server has said that it shuts down; None: it hasn't."""
+        """Seconds that the stream had when the server said that it shuts down; None: it hasn't.
+
+        The stream takes steps until they are over; then it ends as lost.
+        """
         grace = self._core.going_away_ms
         return None if grace is None else grace / 1000
 

@@ -98,7 +98,7 @@ class Unavailable(CellstreamError):
 
 
 class ServerGoingAway(Unavailable):
-    """The server is shutting down: it finishes what is in flight and takes nothing new."""
+    """The server is shutting down and opens no new stream; open ones go on until its grace is over."""
 
     reason = "shutting_down"
 

@@ -51,9 +51,9 @@ class Stream(StreamView):
 
         Raises InvalidInput before anything is sent: the stream goes on as if nothing had been asked. Raises
         StepTimeout if the answer isn't there after `timeout` seconds: the step still counts, its answer is dropped
-        when it comes, and the stream goes on. (The same holds for a KeyboardInterrupt.) Raises ServerGoingAway for a
-        new step when the server is shutting down, and StreamLost, DeadlineExceeded, StreamClosed or the server's
-        refusal when the stream is over.
+        when it comes, and the stream goes on. (The same holds for a KeyboardInterrupt.) Raises StreamLost,
+        DeadlineExceeded, StreamClosed or the server's refusal when the stream is over. A server that shuts down takes
+        steps until its grace is over (see `going_away`); then it ends the stream, which raises StreamLost.
         """
         request = self._encode(values)
         with self._link.changed:

@@ -391,7 +391,7 @@ def test_threads_share_a_call(client: cellstream.Client, server: FakeServer) -> 
 
 
 def test_going_away(client: cellstream.Client, server: FakeServer) -> None:
-    """After GoAway what is under way is answered, and nothing new is taken."""
+    """After GoAway the open streams go on, no other is opened, and the call ends with the last of them."""
     with client.multiplex("sum") as m, ThreadPoolExecutor(1) as pool:
         m.open(1)
         server.gate.clear()
@@ -401,11 +401,16 @@ def test_going_away(client: cellstream.Client, server: FakeServer) -> None:
         server.gate.set()
         assert answer.result(10) == {1: 1}
         with m._link.changed:
-            assert m._link.wait(lambda: m._core.ended, 10)
+            assert m._link.wait(lambda: m.going_away is not None, 10)
         assert m.going_away == 2.0
-        for ask in (lambda: m.step({1: 1}), lambda: m.open(2)):
-            with pytest.raises(cellstream.ServerGoingAway):
-                ask()
+        assert m.step({1: 1}) == {1: 2}
+        with pytest.raises(cellstream.ServerGoingAway, match=r"within 2 s and opens no new stream"):
+            m.open(2)
+        m.finish(1)
+        with m._link.changed:
+            assert m._link.wait(lambda: m._core.ended, 10)
+        with pytest.raises(cellstream.ServerGoingAway):
+            m.open(2)
 
 
 def test_a_dying_server_ends_every_stream(server: FakeServer) -> None:

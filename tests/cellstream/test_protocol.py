@@ -169,25 +169,25 @@ def test_a_step_that_no_message_can_hold_is_refused_here() -> None:
     assert core.next_message() is None
 
 
-def test_going_away_ends_the_stream_when_nothing_is_left_to_do() -> None:
-    """After GoAway what was pushed is still sent and answered, new steps raise ServerGoingAway, then it half-closes."""
+def test_a_stream_goes_on_after_go_away() -> None:
+    """After GoAway steps are sent and answered as before, and the stream half-closes only when its user says so."""
     core = opened_core(window=1)
-    answer = core.push(steps_of(1))
-    later = core.push(steps_of(2))
+    answers = [core.push(steps_of(1))]
     core.next_message()
     core.receive(pb.StreamResponse(go_away=pb.GoAway(grace_ms=2500)).SerializeToString())
-    with pytest.raises(errors.ServerGoingAway, match=r"2\.5 s"):
-        core.push(steps_of(3))
-    assert not core.half_close_due()
+    assert core.going_away_ms == 2500
     core.receive(outputs(1, [7]))
+    assert not core.half_close_due()
+    answers.append(core.push(steps_of(2)))
     assert core.next_message() is not None
     core.receive(outputs(2, [8]))
-    assert answer.done
-    assert later.done
+    assert all(answer.done for answer in answers)
+    assert not core.half_close_due()
+    core.finish()
     assert core.half_close_due()
     core.end("UNAVAILABLE", "", "socket closed")  # the server was faster to leave than to say goodbye
     assert core.error is None
-    with pytest.raises(errors.ServerGoingAway):
+    with pytest.raises(errors.StreamClosed):
         core.push(steps_of(3))
 
 
