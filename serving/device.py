@@ -23,6 +23,7 @@ import onnxruntime as ort
 from serving.config import device_number
 from serving.cuda_machine import CUDA, PROVIDER_LIBRARY, Machine, missing, runtime_name
 from serving.errors import ConfigError
+from serving.graph_files import WEIGHTS, GraphFiles
 from serving.pinned import PageLockError
 
 CPU = "CPUExecutionProvider"
@@ -84,7 +85,7 @@ def cuda_runtime(device: Device) -> Any:
 
 
 def open_session(
-    path: Path,
+    source: Path | GraphFiles,
     device: Device,
     *,
     threads: int,
@@ -92,10 +93,12 @@ def open_session(
     graphs: bool = False,
     profile: Path | None = None,
 ) -> Any:
-    """A session on `path`. Raises ConfigError.
+    """A session on the graph at a path, or already read; the files aren't needed any more. Raises ConfigError.
 
     `graphs` lets runs be captured as CUDA graphs. `profile`, the beginning of a file's name, has each node's run noted.
     """
+    files = GraphFiles.read(source) if isinstance(source, Path) else source
+    path = files.path
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -103,11 +106,16 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
+    # For the few small constants that ONNX Runtime reads before it looks at what is in memory.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    if files.weights:
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [files.weights], [len(files.weights)])
     providers = [(CUDA, cuda_options(device.number, precision, graphs=graphs))] if device.number is not None else [CPU]
     try:
-        session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(files.graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
-        raise ConfigError(f"{path}: ONNX Runtime can't load it: {error}") from error
+        lacks = f" (there is no {WEIGHTS} beside it)" if files.weights is None else ""
+        raise ConfigError(f"{path}: ONNX Runtime can't load it{lacks}: {error}") from error
     if device.provider not in session.get_providers():
         raise ConfigError(f"{path}: ONNX Runtime didn't start its {device.provider} on {device}; its own log says why")
     return session

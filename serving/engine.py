@@ -24,6 +24,7 @@ from serving.buffers import Buffers
 from serving.device import Device, check, open_session
 from serving.device_runs import DeviceRuns
 from serving.errors import ConfigError
+from serving.graph_files import GraphFiles
 from serving.host_runs import HostRuns
 
 _PAGEABLE = "buffers aren't page-locked: inputs and outputs take longer to the device and back, large batches most"
@@ -41,7 +42,7 @@ class Engine:
 
     def __init__(
         self,
-        path: Path,
+        source: Path | GraphFiles,
         *,
         rows: int,
         max_batch: int,
@@ -52,7 +53,7 @@ class Engine:
         graphs: bool | None = None,
         buckets: bool = False,
     ) -> None:
-        """Load `path` (a resident.onnx) with a slab of `rows` rows. Raises ConfigError if it can't be served.
+        """Load a resident graph, from its path or as it was read, with a slab of `rows` rows. Raises ConfigError.
 
         A run has at most `max_batch` lanes of at most `slice_steps` steps, together at most `max_run_steps`, padding
         included (or one step each). On "cuda" or "cuda:N", batches of single steps are padded to `buckets` and, if
@@ -61,8 +62,9 @@ class Engine:
         place = Device.named(device)
         check(place)
         self.device = str(place)
-        self._path, self._place, self._threads = path, place, threads
-        session, self.contract = _load(path, place, threads)
+        files = GraphFiles.read(source) if isinstance(source, Path) else source
+        self._path, self._place, self._threads = files.path, place, threads
+        session, self.contract = _load(files, place, threads)
         self.rows = rows
         self.max_batch = max_batch
         self.slice_steps = slice_steps if self.contract.ragged else 1
@@ -71,9 +73,9 @@ class Engine:
         on_gpu = place.number is not None
         self._runs: HostRuns | DeviceRuns
         if on_gpu or buckets or graphs:
-            self._runs = runs = self._start(graphs=on_gpu if graphs is None else graphs)
+            self._runs = runs = self._start(files, graphs=on_gpu if graphs is None else graphs)
             if runs.pageable:
-                log.warning(_PAGEABLE, path=str(path), reason=runs.pageable)
+                log.warning(_PAGEABLE, path=str(files.path), reason=runs.pageable)
         else:
             self._runs = HostRuns(session, self._buffers, rows=rows)
         self._inputs, self._outputs = self._buffers.inputs, self._buffers.outputs
@@ -147,24 +149,24 @@ class Engine:
         except Exception as error:
             raise EngineError(str(error)) from error
 
-    def _start(self, *, graphs: bool) -> DeviceRuns:
+    def _start(self, files: GraphFiles, *, graphs: bool) -> DeviceRuns:
         """Make all that lives on the device; without CUDA graphs, if it can't be had with them."""
         if graphs:
             try:
-                return self._captured()
+                return self._captured(files)
             except (CaptureError, ConfigError) as error:
                 reason = str(error)
             log.warning("no CUDA graphs for this model: it runs without", path=str(self._path), reason=reason)
-        return self._device_runs(graphs=False)
+        return self._device_runs(files, graphs=False)
 
-    def _captured(self) -> DeviceRuns:
-        runs = self._device_runs(graphs=True)
+    def _captured(self, files: GraphFiles) -> DeviceRuns:
+        runs = self._device_runs(files, graphs=True)
         capture(runs, self._buffers)
         return runs
 
-    def _device_runs(self, *, graphs: bool) -> DeviceRuns:
+    def _device_runs(self, files: GraphFiles, *, graphs: bool) -> DeviceRuns:
         session = open_session(
-            self._path, self._place, threads=self._threads, precision=self.contract.precision, graphs=graphs
+            files, self._place, threads=self._threads, precision=self.contract.precision, graphs=graphs
         )
         try:
             return DeviceRuns(session, self._place, self._buffers, rows=self.rows, graphed=graphs)
@@ -202,13 +204,13 @@ class Engine:
         return [data[lane * stride : lane * stride + length * size] for lane, length in enumerate(lengths)]
 
 
-def _load(path: Path, place: Device, threads: int) -> tuple[Any, Contract]:
+def _load(files: GraphFiles, place: Device, threads: int) -> tuple[Any, Contract]:
     """The contract, and on the CPU the session. A GPU's is opened when it is known what the contract asks of it."""
     if place.number is None:
-        session = open_session(path, place, threads=threads)
-        return session, placement.read_contract(session, path)
-    contract = placement.check(path, place, threads=threads)
+        session = open_session(files, place, threads=threads)
+        return session, placement.read_contract(session, files.path)
+    contract = placement.check(files, place, threads=threads)
     if contract.precision == _CPU_ONLY:
         how = "serve it with --device cpu, or export it as fp32, tf32 or fp16"
-        raise ConfigError(f"{path}: its precision is {_CPU_ONLY}, which is proved for CPUs; {how}")
+        raise ConfigError(f"{files.path}: its precision is {_CPU_ONLY}, which is proved for CPUs; {how}")
     return None, contract

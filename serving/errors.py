@@ -8,7 +8,14 @@ from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """The operator's fault: an option or an artifact that can't be served."""
+    """The operator's fault: an option or an artifact that can't be served.
+
+    `public` is the reason without paths and other servers' words, for answers to clients; the log has all of it.
+    """
+
+    def __init__(self, text: str, *, public: str = "it can't be served; the server's log says why") -> None:
+        super().__init__(text)
+        self.public = public
 
 
 class Refusal(Exception):  # noqa: N818  a refusal is an answer, not a malfunction

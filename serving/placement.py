@@ -24,6 +24,7 @@ import numpy.typing as npt
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, ContractError
 from serving.device import Device, open_session
 from serving.errors import ConfigError
+from serving.graph_files import GraphFiles
 
 SMALL = 8  # elements: more than any shape has axes
 LANES = 16  # of the trial run
@@ -42,10 +43,11 @@ def read_contract(session: Any, path: Path) -> Contract:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def check(path: Path, device: Device, *, threads: int) -> Contract:
-    """The contract of the graph at `path`, every one of whose nodes runs on `device`. Raises ConfigError."""
+def check(source: Path | GraphFiles, device: Device, *, threads: int) -> Contract:
+    """The contract of a graph, every one of whose nodes runs on `device`. Raises ConfigError."""
+    path = source if isinstance(source, Path) else source.path
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, device, threads=threads, profile=Path(folder) / "placement")
+        session = open_session(source, device, threads=threads, profile=Path(folder) / "placement")
         contract = read_contract(session, path)
         try:
             session.run(None, _trial(contract))

@@ -5,18 +5,17 @@ Owns the layout and the check of the certificate against the weights. Reads file
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.contract import Contract, ContractError, graph_digest
+from model.contract import Contract
 from serving.errors import ConfigError
+from serving.graph_files import GraphFiles
 
 _VERSION = re.compile("[1-9][0-9]*")
 MAX_VERSION = 2**63 - 1  # the protocol's int64
 GRAPH = "resident.onnx"
-WEIGHTS = "model.onnx.data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +44,31 @@ def find_artifacts(root: Path) -> list[Artifact]:
     return found
 
 
-def check_proof(artifact: Artifact, contract: Contract, *, allow_unproved: bool) -> str | None:
-    """What is wrong with an artifact's proof; None if nothing is. Raises ConfigError unless that is allowed."""
-    problem = _problem(artifact, contract)
+def check_proof(artifact: Artifact, contract: Contract, files: GraphFiles, *, allow_unproved: bool) -> str | None:
+    """What is wrong with the proof of an artifact that was read as `files`; None if nothing is.
+
+    Raises ConfigError unless that is allowed.
+    """
+    problem = _problem(contract, files)
     if problem is None:
         return None
     text = f"{artifact.name}/{artifact.version}: {problem}"
     if not allow_unproved:
-        raise ConfigError(f"{text}; export it again, or serve it unproved with --allow-unproved")
+        raise ConfigError(f"{text}; export it again, or serve it unproved with --allow-unproved", public=problem)
     return text
 
 
-def _problem(artifact: Artifact, contract: Contract) -> str | None:
+def _problem(contract: Contract, files: GraphFiles) -> str | None:
     certificate = contract.certificate
     if certificate is None:
         return "it has no parity certificate"
     if not certificate.passed:
         return "its parity certificate says that the export computes something else than PyTorch"
-    digest = _digest(artifact.path / WEIGHTS)
+    digest = files.weights_digest()
     if certificate.weights_digest != digest:
         return f"its parity certificate is for weights {certificate.weights_digest}, and it has {digest}"
-    for name, found in (("contract", contract.digest()), (GRAPH, _graph_digest(artifact.graph))):
+    for name, found in (("contract", contract.digest()), (GRAPH, files.graph_digest())):
         proved = certificate.digests.get(name)
         if proved != found:
             return f"its parity certificate is for the {name} {proved}, and it has {found}"
     return None
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
-
-
-def _graph_digest(path: Path) -> str:
-    try:
-        return graph_digest(path.read_bytes())
-    except (OSError, ContractError) as error:
-        raise ConfigError(f"can't read {path}: {error}") from error

@@ -22,6 +22,7 @@ from serving.engine import Engine
 from serving.errand import on_loop
 from serving.errors import ConfigError
 from serving.front import SERVICE, Front
+from serving.graph_files import GraphFiles
 from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
@@ -163,8 +164,9 @@ class Server:
     def _load(self, artifact: Artifact) -> Lane:
         config = self._config
         started = self._clock()
+        files = GraphFiles.read(artifact.graph)
         engine = Engine(
-            artifact.graph,
+            files,
             rows=slab_rows(config.limits, config.batching),
             max_batch=config.batching.max_batch,
             slice_steps=config.batching.slice_steps,
@@ -172,7 +174,7 @@ class Server:
             threads=config.threads,
             device=config.device,
         )
-        problem = check_proof(artifact, engine.contract, allow_unproved=config.allow_unproved)
+        problem = check_proof(artifact, engine.contract, files, allow_unproved=config.allow_unproved)
         if problem is not None:
             log.warning("serving unproved", problem=problem)
         if engine.device == "cpu" and engine.contract.precision in _GPU_PRECISIONS:

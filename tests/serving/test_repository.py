@@ -12,7 +12,8 @@ import pytest
 
 from model.contract import Certificate, Contract, ParityRecord, graph_digest
 from serving.errors import ConfigError
-from serving.repository import GRAPH, WEIGHTS, Artifact, check_proof, find_artifacts
+from serving.graph_files import WEIGHTS, GraphFiles
+from serving.repository import GRAPH, Artifact, check_proof, find_artifacts
 from tests.serving.test_streams import CONTRACT
 
 RECORD = ParityRecord(
@@ -47,6 +48,11 @@ def certificate(weights: bytes = b"weights", *records: ParityRecord) -> Certific
     return Certificate("2026-11-24", "here", {}, digest, records or (RECORD,), digests=digests)
 
 
+def check(artifact: Artifact, contract: Contract, *, allow_unproved: bool) -> str | None:
+    """check_proof on the artifact as it is now."""
+    return check_proof(artifact, contract, GraphFiles.read(artifact.graph), allow_unproved=allow_unproved)
+
+
 def test_versions_are_numbers_and_everything_else_is_passed_over(tmp_path: Path) -> None:
     """Only <name>/<number>/resident.onnx counts, so a half-written export is never served."""
     for version in ("1", "2", "10", "0", "01", "٣", "9" * 20, "latest", ".tmp-3"):
@@ -65,7 +71,7 @@ def test_an_empty_repository_says_what_to_do(tmp_path: Path) -> None:
 def test_a_proved_artifact_is_served(tmp_path: Path) -> None:
     """A certificate that passed, for these very weights, is all it takes."""
     contract = replace(CONTRACT, certificate=certificate())
-    assert check_proof(make_artifact(tmp_path), contract, allow_unproved=False) is None
+    assert check(make_artifact(tmp_path), contract, allow_unproved=False) is None
 
 
 @pytest.mark.parametrize(
@@ -87,9 +93,9 @@ def test_an_unproved_artifact_is_refused_unless_allowed(tmp_path: Path, proof: C
     """A certificate that is missing, failed, empty or for other weights is refused, naming the way round."""
     artifact, contract = make_artifact(tmp_path), replace(CONTRACT, certificate=proof)
     with pytest.raises(ConfigError, match=text) as error:
-        check_proof(artifact, contract, allow_unproved=False)
+        check(artifact, contract, allow_unproved=False)
     assert "--allow-unproved" in str(error.value)
-    problem = check_proof(artifact, contract, allow_unproved=True)
+    problem = check(artifact, contract, allow_unproved=True)
     assert problem is not None
     assert text.split(":", maxsplit=1)[0] in problem
 
@@ -100,15 +106,15 @@ def test_a_graph_that_was_changed_after_its_proof_is_refused(artifacts: Path, tm
     artifact = Artifact("vectors", 1, folder / "1")
     model = onnx.load(artifact.graph, load_external_data=False)
     contract = Contract.from_metadata({entry.key: entry.value for entry in model.metadata_props})
-    assert check_proof(artifact, contract, allow_unproved=False) is None
+    assert check(artifact, contract, allow_unproved=False) is None
     swapped = replace(contract, states=contract.states[::-1])
     with pytest.raises(ConfigError, match="is for the contract"):
-        check_proof(artifact, swapped, allow_unproved=False)
+        check(artifact, swapped, allow_unproved=False)
     node = next(node for node in model.graph.node if node.op_type == "LSTM")
     node.input[5], node.input[6] = node.input[6], node.input[5]
     artifact.graph.write_bytes(model.SerializeToString(deterministic=True))
     with pytest.raises(ConfigError, match=r"is for the resident\.onnx"):
-        check_proof(artifact, contract, allow_unproved=False)
+        check(artifact, contract, allow_unproved=False)
 
 
 def test_weights_that_can_not_be_read_are_named(tmp_path: Path) -> None:
@@ -116,4 +122,4 @@ def test_weights_that_can_not_be_read_are_named(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path)
     (artifact.path / WEIGHTS).unlink()
     with pytest.raises(ConfigError, match=WEIGHTS):
-        check_proof(artifact, replace(CONTRACT, certificate=certificate()), allow_unproved=False)
+        check(artifact, replace(CONTRACT, certificate=certificate()), allow_unproved=False)
