@@ -28,6 +28,7 @@ from export.module_plan import Plan, parse_input
 from export.module_streams import check_streams
 from export.page import artifact_page
 from export.pipeline import Evidence, ParityError, refuse_failed
+from export.ranges import outside
 from export.row_parts import WHOLE_ROWS, RowParts
 from export.theirs import one_line
 from model.contract import Certificate, Contract, ParityRecord
@@ -62,7 +63,7 @@ def export_module(
     name: str,
     inputs: Sequence[str] = (),
     first_state: Callable[[int], Any] | None = None,
-    ranges: Mapping[str, tuple[int, int]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     origin: str = "",
     notes: Mapping[str, str] | None = None,
     row_parts: RowParts = WHOLE_ROWS,
@@ -77,8 +78,7 @@ def export_module(
     """
     module, remarks = _prepared(module)
     progress("understanding", 0, 1)
-    plan = find_plan(module, [parse_input(text) for text in inputs], first_state)
-    plan = _bounded(plan, ranges or {})
+    plan = find_plan(module, [parse_input(text) for text in inputs], first_state, ranges)
     progress("comparing steps with whole sequences", 0, 1)
     check_streams(plan, module)
     notes = {wrap.MARK: origin or type(module).__name__, MODULE: type(module).__name__, **(notes or {})}
@@ -111,14 +111,6 @@ def _prepared(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     if strange:
         remarks += (f"weights of {', '.join(sorted(strange))} are taken as float32",)
     return copy.deepcopy(module).float().cpu().eval().requires_grad_(requires_grad=False), remarks
-
-
-def _bounded(plan: Plan, ranges: Mapping[str, tuple[int, int]]) -> Plan:
-    names = [tensor.name for tensor in plan.inputs]
-    unknown = [name for name in ranges if name not in names]
-    if unknown:
-        raise ModuleError(f"--range {unknown[0]}: no input is called so; there are {', '.join(names)}")
-    return replace(plan, inputs=tuple(replace(t, bounds=ranges.get(t.name, t.bounds)) for t in plan.inputs))
 
 
 def traced(plan: Plan, module: nn.Module, path: Path) -> tuple[Plan, tuple[str, ...]]:
@@ -192,7 +184,8 @@ def _certificate(plan: Plan, evidence: Evidence, contract: Contract, steps: tupl
     ]
     if left_out:
         not_checked.insert(0, f"{', '.join(left_out)} against the module: integers are compared between graphs")
-    if any(tensor.dtype.startswith("int") and tensor.bounds is None for tensor in plan.inputs):
+    not_checked += outside(contract)
+    if any(np.dtype(tensor.dtype).kind in "iu" and tensor.bounds is None for tensor in plan.inputs):
         not_checked.append("integers beyond those that were drawn: no range was found or given")
     return Certificate(
         **machine.provenance(torch, onnx, ort, np),

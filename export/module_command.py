@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     for option, form, text in (
         ("input", "NAME=DTYPE[AXES]", "what forward takes; repeatable, and guessed from its first layer without"),
         ("state", "NAME=DTYPE[AXES]", "a first state of zeros, where forward needs one; repeatable"),
-        ("range", "NAME=LOW:HIGH", "integers' bounds, both inclusive; an nn.Embedding's are found"),
+        ("range", "NAME=LOW:HIGH", "an input's lowest and highest value; an nn.Embedding's are found; repeatable"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help=text)
     made.add_argument("--row-parts", type=row_parts, default=WHOLE_ROWS, metavar="K|auto", help=HELP)

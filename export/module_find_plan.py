@@ -6,7 +6,7 @@ module with its steps before anything is exported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -19,13 +19,18 @@ from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
 from export.module_find_convention import find_convention, guessed, parameters_of
 from export.module_find_states import explicit_states, fewer_streams, layer_states
-from export.module_plan import Plan, Tensor
+from export.module_plan import Plan, Tensor, bounded
 from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe
 
 
-def find_plan(module: nn.Module, inputs: Sequence[Tensor], begin: Begin | None = None) -> Plan:
+def find_plan(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    begin: Begin | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Plan:
     """What the module is as a stream; raises ModuleError naming what stands in the way."""
-    inputs = tuple(inputs) or (guessed(module),)
+    inputs = _bounded(tuple(inputs) or (guessed(module),), ranges or {})
     probe = Probe(module, inputs)
     inputs = tuple(replace(tensor, bounds=tensor.bounds or _looked_up(probe, tensor)) for tensor in inputs)
     probe.inputs = inputs
@@ -55,6 +60,14 @@ def find_plan(module: nn.Module, inputs: Sequence[Tensor], begin: Begin | None =
         begins=begins,
         remarks=tuple(remarks),
     )
+
+
+def _bounded(inputs: tuple[Tensor, ...], ranges: Mapping[str, tuple[float, float]]) -> tuple[Tensor, ...]:
+    names = [tensor.name for tensor in inputs]
+    unknown = [name for name in ranges if name not in names]
+    if unknown:
+        raise ModuleError(f"--range {unknown[0]}: no input is called so; there are {', '.join(names)}")
+    return tuple(bounded(t, ranges[t.name]) if t.name in ranges else t for t in inputs)
 
 
 def _outputs(caller: Caller, *, bare: bool) -> tuple[tuple[Tensor, ...], list[str]]:
@@ -94,7 +107,7 @@ def _takes_time(caller: Caller, outputs: Sequence[Tensor]) -> bool:
     return timed and len(one) == len(more) and not any(call.core.cell for call in one)
 
 
-def _looked_up(probe: Probe, tensor: Tensor) -> tuple[int, int] | None:
+def _looked_up(probe: Probe, tensor: Tensor) -> tuple[float, float] | None:
     """The range of an integer input that an nn.Embedding takes as its index."""
     if np.dtype(tensor.dtype).kind not in "iu":
         return None

@@ -6,12 +6,13 @@ Owns that description. How it is found out is `module_find_plan`'s business.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from export import ranges
 from export.layouts import BATCH, TIME, Layout
 from export.module_calls import Convention, ModuleError
 from export.understanding import Asked
@@ -31,7 +32,7 @@ class Tensor:
     name: str
     dtype: str
     layout: Layout
-    bounds: tuple[int, int] | None = None
+    bounds: tuple[float, float] | None = None  # whole numbers for integers
 
     @property
     def timed(self) -> bool:
@@ -102,11 +103,12 @@ class Plan:
             states=tuple(_pair(state) for state in self.states),
             weights_digest="",
             ragged=not self.stepwise,
+            notes=ranges.note({t.name: t.bounds for t in self.inputs if t.dtype in FLOATS and t.bounds is not None}),
         )
 
     def _spec(self, tensor: Tensor) -> TensorSpec:
         layout = self.layout(tensor)
-        low, high = tensor.bounds or ((0, 1) if tensor.dtype.startswith("int") else (None, None))
+        low, high = whole(tensor) or ((0, 1) if np.dtype(tensor.dtype).kind in "iu" else (None, None))
         return TensorSpec(
             tensor.name,
             tensor.dtype,
@@ -123,6 +125,23 @@ def _pair(state: State) -> StatePair:
     initial = None if state.initial is None else np.ascontiguousarray(state.initial).tobytes()
     axis = state.layout.index(BATCH)
     return StatePair(state.name, state.successor, state.dtype, shape, batch_axis=axis, initial=initial)
+
+
+def whole(tensor: Tensor) -> tuple[int, int] | None:
+    """The bounds of an integer input; None for one without, and for floats."""
+    if tensor.bounds is None or np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    return int(tensor.bounds[0]), int(tensor.bounds[1])
+
+
+def bounded(tensor: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The input with these bounds; raises ModuleError where it can't have them."""
+    kind = np.dtype(tensor.dtype).kind
+    if kind == "b":
+        raise ModuleError(f"--range {tensor.name}: it is a bool, and has both values anyway")
+    if kind in "iu" and any(value != int(value) for value in bounds):
+        raise ModuleError(f"--range {tensor.name}: it is {tensor.dtype}, and its bounds are whole numbers")
+    return replace(tensor, bounds=bounds)
 
 
 def parse_input(text: str) -> Tensor:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from export.layouts import sized
+from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError, leaves
-from export.module_plan import Tensor
+from export.module_plan import FLOATS, Tensor, whole
+from export.samples import values
 from export.theirs import one_line
+from model.contract import TensorSpec
 from model.recurrent import Called, RecurrentError, Tape, pytorch, replaced
 
 STREAMS, STEPS = 3, 5  # of a probe: sizes that nothing else is likely to have
@@ -48,17 +51,9 @@ class Probe:
             raise ModuleError(str(error)) from error
 
     def values(self, seed: int = 0, streams: int = STREAMS, steps: int = 1) -> Values:
-        """Inputs: normal floats, integers 0 and 1."""
+        """Inputs: normal floats and integers of 0 and 1, or what their range says."""
         random = np.random.default_rng(seed)
-        found: Values = {}
-        for tensor in self.inputs:
-            shape = sized(tensor.layout, streams, steps)
-            floats = np.dtype(tensor.dtype).kind == "f"
-            value = random.standard_normal(shape) if floats else random.integers(0, 2, shape)
-            if not floats and value.size:
-                value.flat[seed % value.size] = 1  # never nothing but zeros
-            found[tensor.name] = torch.from_numpy(np.asarray(value).astype(tensor.dtype))
-        return found
+        return {tensor.name: torch.from_numpy(_drawn(tensor, streams, steps, random)) for tensor in self.inputs}
 
     @torch.no_grad()
     def see(self, convention: Convention, values: Values, states: Sequence[torch.Tensor] | None) -> Seen:
@@ -76,6 +71,17 @@ class Probe:
                 " --input x=float32[batch,time,5]"
             ) from error
         return Seen(answer, outputs, new, list(self.tape.calls))
+
+
+def _drawn(tensor: Tensor, streams: int, steps: int, random: np.random.Generator) -> npt.NDArray[Any]:
+    """Values for an input on forward's own axes."""
+    low, high = whole(tensor) or (None, None)
+    sizes = tuple(size for size in tensor.layout if isinstance(size, int))
+    spec = TensorSpec(tensor.name, tensor.dtype, sizes, minimum=low, maximum=high)
+    between = tensor.bounds if tensor.dtype in FLOATS else None
+    value = values(spec, (streams, *[steps] * tensor.timed, *sizes), random, between, many=1)
+    axes = [tensor.layout.index(axis) for axis in (BATCH, TIME) if axis in tensor.layout]
+    return np.ascontiguousarray(np.moveaxis(value, range(len(axes)), axes))
 
 
 @dataclass(frozen=True, slots=True)

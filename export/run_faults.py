@@ -37,51 +37,51 @@ class HalfState(Resident):
 
 
 class LostChunkEnd(Resident):
-    """The first chunk of several steps leaves its last one out of the state."""
+    """In each of the first runs, a chunk of several steps leaves its last one out of the state."""
 
-    lost = False
+    lost = 0
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        """Run, and once write the state of a step before the last."""
+        """Run, and write the state of a step before the last."""
         answer = super().run(inputs, lengths, read, write)
         long = [place for place, length in enumerate(lengths) if length > 1]
-        if long and not self.lost:
+        if long and self.lost < STREAMS:
             shorter = [length - (place == long[0]) for place, length in enumerate(lengths)]
             super().run(inputs, shorter, read, write)
-            self.lost = True
+            self.lost += 1
         return answer
 
 
 class LostStep(Resident):
-    """Once, a step's new state isn't written."""
+    """In each of the first runs, one stream's new state isn't written: one that is reset next would show nothing."""
 
-    lost = False
+    lost = 0
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        """Run, and once put the old state back."""
+        """Run, and put an old state back."""
         answer = super().run(inputs, lengths, read, write)
-        if not self.lost:
+        if self.lost < STREAMS:
             for slab in self.slabs.values():
                 slab[write[0]] = slab[read[0]]
-            self.lost = True
+            self.lost += 1
         return answer
 
 
 class StaleRow(Resident):
-    """Once, a stream reads the row of its state before last."""
+    """In each of the first runs, a stream reads the row of its state before last."""
 
     def __init__(self, path: Path, contract: Contract, *, rows: int) -> None:
         super().__init__(path, contract, rows=rows)
         self._before: dict[int, int] = {}  # where a row's state was made from
-        self._done = False
+        self._done = 0
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
-        """Run from the rows given, or once from an older one."""
+        """Run from the rows given, or one of them older."""
         old = [place for place, row in enumerate(read) if row in self._before]
         rows = list(read)
-        if old and not self._done:
+        if old and self._done < STREAMS:
             rows[old[0]] = self._before[read[old[0]]]
-            self._done = True
+            self._done += 1
         self._before.update(zip(write, read, strict=True))
         return super().run(inputs, lengths, rows, write)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.ranges import noted
 from model.contract import Contract, TensorSpec
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -20,6 +21,9 @@ ZERO, NON_ZERO = "zero", "non-zero"
 GROUPS = 5  # independent draws: the median of their ratios counts
 POOLED = 256  # elements that a ratio should rest on: fewer are noise
 FEWEST = 1  # streams in a group
+MANY = 100  # integers without bounds are drawn up to here
+_RATES = (0.5, 0.0, 1.0, 0.1, 0.9)  # how often a flag is set, stream by stream
+_ENDS = 0.2  # how often a float of a range is one of its ends
 # Elements of the widest tensor, over lanes and steps, that are computed at once: about 100 bytes each at the peak,
 # for the float64 answers and their differences. More only costs memory; much less makes calls of a few steps.
 BUDGET = 2**20
@@ -85,12 +89,51 @@ def _states(contract: Contract, initial: str, batch: int, random: np.random.Gene
 
 
 def _inputs(contract: Contract, front: tuple[int, int], random: np.random.Generator) -> Arrays:
-    return {tensor.name: _input(tensor, front, random) for tensor in contract.inputs}
+    ranges = noted(contract)
+    return {t.name: values(t, (*front, *t.shape), random, ranges.get(t.name), many=1) for t in contract.inputs}
 
 
-def _input(tensor: TensorSpec, front: tuple[int, int], random: np.random.Generator) -> npt.NDArray[Any]:
-    shape = (*front, *tensor.shape)
-    if np.issubdtype(np.dtype(tensor.dtype), np.integer):
-        low, high = tensor.minimum or 0, tensor.maximum if tensor.maximum is not None else 1
-        return random.integers(low, high, shape, dtype=tensor.dtype, endpoint=True)
-    return random.standard_normal(shape).astype(tensor.dtype)
+def values(
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    random: np.random.Generator,
+    between: tuple[float, float] | None = None,
+    many: int = MANY,
+) -> npt.NDArray[Any]:
+    """Random values [B, …] that an input takes: normal floats, or floats `between` two values; integers in their range.
+
+    Flags (bools, and integers of two values) are mixed in some streams and constant in others: a mask that resets a
+    state hides what the state does, and one that doesn't hides the reset. Integers without bounds go up to `many`.
+    """
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return flags(shape, random)
+    if dtype.kind in "iu":
+        low = spec.minimum if spec.minimum is not None else 0
+        high = spec.maximum if spec.maximum is not None else low + many
+        if high - low == 1:
+            return (low + flags(shape, random)).astype(dtype)
+        drawn = random.integers(low, high, shape, dtype=dtype, endpoint=True)
+        if spec.minimum is None and spec.maximum is None:  # it may be a flag
+            return np.where(random.random(shape) < 0.5, flags(shape, random).astype(dtype), drawn)
+        return drawn
+    if between is None:
+        return random.standard_normal(shape).astype(dtype)
+    return floats(shape, random, between).astype(dtype)
+
+
+def flags(shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Bools [B, …], True at another rate in each stream: half, never, always, seldom, mostly."""
+    rates = np.resize(_RATES, shape[0] if shape else 1)
+    return random.random(shape) < rates.reshape([-1, *[1] * (len(shape) - 1)][: len(shape)])
+
+
+def floats(
+    shape: tuple[int, ...], random: np.random.Generator, between: tuple[float, float]
+) -> npt.NDArray[np.float64]:
+    """Floats [B, …] between two values, the ends among them; those from 0 to 1 are flags in some streams."""
+    low, high = between
+    ends = np.where(flags(shape, random), high, low)
+    rates = np.resize([_ENDS, 1, 1, 1, _ENDS] if (low, high) == (0, 1) else [_ENDS], shape[:1])
+    at_end = random.random(shape) < rates.reshape([-1, *[1] * (len(shape) - 1)][: len(shape)])
+    return np.where(at_end, ends, random.uniform(low, high, shape))

@@ -17,8 +17,9 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from export import artifact
 from export.layouts import BATCH, TIME, Layout, Trial, batch_names, candidates, choose, sized
 from export.pairs import find_pairs
+from export.samples import values
 from export.theirs import Theirs, WrapError, dims, dtype, has
-from export.wrap_parity import session, values
+from export.wrap_parity import session
 from model.contract import Constant, Contract, StatePair, TensorSpec
 
 Array = npt.NDArray[Any]
@@ -36,7 +37,7 @@ class Asked:
     constants: Mapping[str, Array] = field(default_factory=dict)
     initial: Mapping[str, Array] = field(default_factory=dict)
     shapes: Mapping[str, Layout] = field(default_factory=dict)
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # whole numbers for integers
     starts: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)  # whether a sequence starts: false, true
     remarks: tuple[str, ...] = ()  # what to tell people of where this comes from
 
@@ -77,7 +78,9 @@ def understand(theirs: Theirs, asked: Asked, folder: Path, *, together: bool) ->
         if name in first:
             value = first[name]
             return np.zeros(shape, kind) if value is None else np.broadcast_to(value, shape)
-        low, high = ranges[name] or (None, None)
+        if np.dtype(kind).kind == "f":
+            return values(TensorSpec(name, kind, ()), shape, random, ranges[name])
+        low, high = _whole(name, kind, ranges[name])
         return values(TensorSpec(name, kind, (), minimum=low, maximum=high), shape, random)
 
     names = [value.name for value in theirs.outputs]
@@ -234,9 +237,9 @@ def _axis(node: NodeProto) -> int:
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0)
 
 
-def _spec(value: ValueInfoProto, layout: Layout, bounds: tuple[int, int] | None) -> TensorSpec:
+def _spec(value: ValueInfoProto, layout: Layout, bounds: tuple[float, float] | None) -> TensorSpec:
     kind = dtype(value)
-    low, high = bounds if bounds is not None and np.dtype(kind).kind in "iu" else (None, None)
+    low, high = _whole(value.name, kind, bounds)
     return TensorSpec(
         value.name,
         kind,
@@ -246,6 +249,16 @@ def _spec(value: ValueInfoProto, layout: Layout, bounds: tuple[int, int] | None)
         minimum=low,
         maximum=high,
     )
+
+
+def _whole(name: str, kind: str, bounds: tuple[float, float] | None) -> tuple[int, int] | tuple[None, None]:
+    """The bounds of an integer input; raises WrapError where they aren't whole numbers."""
+    if bounds is None or np.dtype(kind).kind not in "iu":
+        return None, None
+    low, high = bounds
+    if low != int(low) or high != int(high):
+        raise WrapError(f"--range {name}={low}:{high}: {name} is {kind}, and its bounds are whole numbers")
+    return int(low), int(high)
 
 
 def _pair(value: ValueInfoProto, successor: str, layout: Layout, first: Array | None) -> StatePair:

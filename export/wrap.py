@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from export import artifact, checks, resident, starts, triton, wrap_parity, wrap_proof
+import numpy as np
+
+from export import artifact, checks, ranges, resident, starts, triton, wrap_parity, wrap_proof
 from export.branches import decide
 from export.layouts import AmbiguousError
 from export.one_by_one import BATCHES, ONE_BY_ONE
@@ -207,7 +209,10 @@ def _try(
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """Write both graphs in one way and prove them."""
     batches = {BATCHES: "together" if way.together else ONE_BY_ONE}
-    contract = replace(contract, notes={**contract.notes, **batches, **starts.note(work.asked.starts)})
+    drawn = {s.name: work.asked.ranges[s.name] for s in contract.inputs if s.name in work.asked.ranges}
+    floats = {s.name: drawn[s.name] for s in contract.inputs if s.name in drawn and np.dtype(s.dtype).kind == "f"}
+    notes = {**contract.notes, **batches, **starts.note(work.asked.starts), **ranges.note(floats)}
+    contract = replace(contract, notes=notes)
     contract.check()
     model = loosened(work.theirs.model, found)
     artifact.write_graph(model, folder / artifact.MODEL, contract)

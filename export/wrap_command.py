@@ -6,6 +6,7 @@ Owns words and the reading of options. Knows no graph.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "  a first value       --initial h=h0.npy        of a new stream, where it isn't zero; a value or a .npy file\n"
         "  what axes are       --shape x=batch,time,80   per axis a size, 'batch' or 'time'; a number where a call of\n"
         "                                                several frames is one step: --shape audio=batch,512\n"
-        "  integers' bounds    --range token=0:255       both inclusive; inferred for an index into a table\n"
+        "  values' bounds      --range token=0:255       both inclusive; inferred for an index into a table\n"
         "  how batches run     --batch alone             one stream after the other within a run\n\n"
         "examples:\n"
         "  python -m export wrap gru.onnx --name gru\n"
@@ -220,13 +221,15 @@ def _layout(name: str, text: str) -> Layout:
     return tuple(part if part in _AXES else int(part) for part in parts)
 
 
-def bounds(name: str, text: str) -> tuple[int, int]:
+def bounds(name: str, text: str) -> tuple[float, float]:
     """LOW:HIGH; raises WrapError where it doesn't read."""
     low, _, high = text.partition(":")
     try:
-        both = int(low), int(high)
+        both = _number(low), _number(high)
     except ValueError as error:
         raise WrapError(f"--range {name}={text}: it has the form LOW:HIGH") from error
+    if not (math.isfinite(both[0]) and math.isfinite(both[1])):
+        raise WrapError(f"--range {name}={text}: both bounds are finite")
     if both[0] > both[1]:
         raise WrapError(f"--range {name}={text}: {low} is more than {high}")
     return both

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from export.ranges import noted as noted_ranges
 from export.runtime import Resident
-from export.samples import NON_ZERO, Sample
+from export.samples import NON_ZERO, Sample, values
 from export.starts import Start, noted
 from export.yardstick import compare_bits
 from model.contract import Contract, ParityRecord, StatePair, TensorSpec
@@ -24,7 +25,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 STREAMS, STEPS = 9, 24
 CROWD, CROWD_STEPS = 128, 2  # the server's largest batch, as it comes: kernels change with their number of rows
 CHUNK = 8
-MANY = 100  # integers without bounds are drawn up to here
 WILD = 100.0  # what stands in the padding, times a normal number: it may reach nothing
 INITIAL = "initial"
 
@@ -135,7 +135,8 @@ def batch_and_time(spec: TensorSpec, value: npt.NDArray[Any]) -> npt.NDArray[Any
 def draw(contract: Contract, streams: int, steps: int, initial: str, seed: int) -> Sample:
     """A sample: normal floats, integers from their whole range, states as they begin, or (floats) random."""
     random = np.random.default_rng([seed, streams, steps, initial == INITIAL])
-    inputs = {spec.name: values(spec, (streams, steps, *spec.shape), random) for spec in contract.inputs}
+    ranges = noted_ranges(contract)
+    inputs = {s.name: values(s, (streams, steps, *s.shape), random, ranges.get(s.name)) for s in contract.inputs}
     starts = [start.state for start in noted(contract)]
     states: Arrays = {}
     for state in contract.states:
@@ -145,18 +146,6 @@ def draw(contract: Contract, streams: int, steps: int, initial: str, seed: int) 
             value = np.tanh(random.standard_normal(shape)).astype(state.dtype)
         states[state.input] = value
     return Sample(steps, initial, inputs, states)
-
-
-def values(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> npt.NDArray[Any]:
-    """Random values that an input takes."""
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "b":
-        return random.integers(0, 2, shape).astype(bool)
-    if dtype.kind in "iu":
-        low = spec.minimum if spec.minimum is not None else 0
-        high = spec.maximum if spec.maximum is not None else low + MANY
-        return random.integers(low, high, shape, dtype=dtype, endpoint=True)
-    return random.standard_normal(shape).astype(dtype)
 
 
 def records(

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
-from export import artifact, checks, machine, wrap_parity
+from export import artifact, checks, machine, ranges, wrap_parity
 from export.theirs import WrapError, one_line
 from export.wrap_parity import ByHand
 from model.contract import Certificate, Contract, ParityRecord
@@ -110,7 +110,7 @@ def certificate(records: tuple[ParityRecord, ...], contract: Contract, controls:
         **machine.provenance(onnx, ort, np),
         weights_digest=contract.weights_digest,
         records=records,
-        not_checked=NOT_CHECKED,
+        not_checked=(*NOT_CHECKED, *ranges.outside(contract)),
         invariances=wrap_parity.invariances(contract),
         controls=controls,
     )

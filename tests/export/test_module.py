@@ -134,7 +134,7 @@ def test_first_values_ranges_and_remarks_are_found() -> None:
     _, plan = planned(modules.Cells, [STEP])
     assert [state.initial is None for state in plan.states] == [True, False, True]
     _, plan = planned(modules.Mixed, KINDS["two inputs"].inputs)
-    assert plan.inputs[1].bounds == (0, 2)
+    assert [tensor.bounds for tensor in plan.inputs] == [None, (0, 2)]
     assert plan.remarks == ("output 'y2' is rnn's state, and is left out",)
     _, plan = planned(modules.Tagger, [])
     assert (plan.inputs[0].name, plan.inputs[0].dtype, plan.inputs[0].bounds) == ("tokens", "int64", (0, 10))

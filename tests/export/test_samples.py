@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from export import portable
-from export.samples import BUDGET, FEWEST, GROUPS, NON_ZERO, POOLED, ZERO, draw, lanes, parts
+from export.ranges import note
+from export.samples import BUDGET, FEWEST, GROUPS, NON_ZERO, POOLED, ZERO, draw, lanes, parts, values
+from export.wrap_parity import draw as wrap_draw
+from model.contract import TensorSpec
 from model.lstm import Spec
 from tests.export.conftest import SINGLE, TOKENS, VECTORS
 
@@ -62,3 +65,38 @@ def test_no_part_is_larger_than_the_budget(spec: Spec, steps: int) -> None:
         assert len(part.states["h"]) == part.lanes.stop - part.lanes.start
         seen += range(part.lanes.start, part.lanes.stop)
     assert seen == list(range(batch))
+
+
+def test_flags_are_set_at_another_rate_in_each_stream() -> None:
+    """Mixed, never, always, seldom, mostly: bools, integers of two values, and floats from 0 to 1."""
+    random = np.random.default_rng(0)
+    for spec, between in (
+        (TensorSpec("x", "bool", ()), None),
+        (TensorSpec("x", "uint8", (), minimum=0, maximum=1), None),
+        (TensorSpec("x", "float32", ()), (0.0, 1.0)),
+    ):
+        drawn = values(spec, (5, 400), random, between)
+        assert drawn.dtype == spec.dtype
+        never, always = drawn[1], drawn[2]
+        assert not never.any()
+        assert np.all(always == 1)
+        assert np.any(drawn[0] == 0)
+        assert np.any(drawn[0] == 1)
+        assert 0 < np.mean(drawn[3] == 1) < 0.5 or spec.dtype == "float32"
+
+
+def test_floats_of_a_range_lie_in_it_with_its_ends() -> None:
+    """A note of the contract says the range, and every sample keeps it."""
+    contract = portable.contract_of(VECTORS, name="a", weights_digest="sha256:0", notes=note({"x": (0.5, 3.0)}))
+    for sample in (draw(contract, 50, NON_ZERO, 5, 0), wrap_draw(contract, 5, 50, NON_ZERO, 0)):
+        assert sample.inputs["x"].min() == 0.5
+        assert sample.inputs["x"].max() == 3.0
+        assert len(np.unique(sample.inputs["x"])) > 100
+
+
+def test_integers_without_bounds_may_be_flags() -> None:
+    """A mask of which nothing is known is drawn as one, among larger values."""
+    drawn = values(TensorSpec("x", "int64", ()), (5, 400), np.random.default_rng(0))
+    assert drawn.max() > 50
+    assert (drawn == 0).mean() > 0.1
+    assert (drawn == 1).mean() > 0.1
