@@ -115,7 +115,8 @@ def open_session(
         session = ort.InferenceSession(files.graph, options, providers=providers, enable_fallback=0)
     except Exception as error:
         lacks = f" (there is no {WEIGHTS} beside it)" if files.weights is None else ""
-        raise ConfigError(f"{path}: ONNX Runtime can't load it{lacks}: {error}") from error
+        public = f"ONNX Runtime can't load its {path.name}{lacks}"
+        raise ConfigError(f"{path}: ONNX Runtime can't load it{lacks}: {error}", public=public) from error
     if device.provider not in session.get_providers():
         raise ConfigError(f"{path}: ONNX Runtime didn't start its {device.provider} on {device}; its own log says why")
     return session

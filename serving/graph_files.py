@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from model.contract import ContractError, graph_digest
@@ -17,7 +18,7 @@ from serving.errors import ConfigError
 WEIGHTS = "model.onnx.data"  # beside the graph, which refers to it by this name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GraphFiles:
     """A graph and its weights, as they were when they were read."""
 
@@ -31,18 +32,25 @@ class GraphFiles:
         weights = path.parent / WEIGHTS
         return GraphFiles(path, _read(path), _read(weights) if weights.exists() else None)
 
+    @cached_property
     def weights_digest(self) -> str:
         """What a certificate calls these weights. Raises ConfigError if there are none."""
         if self.weights is None:
             raise ConfigError(f"{self.path}: there is no {WEIGHTS} beside it", public=f"it has no {WEIGHTS}")
         return f"sha256:{hashlib.sha256(self.weights).hexdigest()}"
 
+    @property
+    def identity(self) -> str:
+        """Digests of all that was read: equal where the contents are."""
+        weights = "no weights" if self.weights is None else self.weights_digest
+        return f"{hashlib.sha256(self.graph).hexdigest()} {weights}"
+
     def graph_digest(self) -> str:
         """What a certificate calls this graph. Raises ConfigError if it is damaged."""
         try:
             return graph_digest(self.graph)
         except ContractError as error:
-            raise ConfigError(f"can't read {self.path}: {error}") from error
+            raise ConfigError(f"can't read {self.path}: {error}", public=f"its {self.path.name}: {error}") from error
 
 
 def _read(path: Path) -> bytes:
@@ -51,4 +59,5 @@ def _read(path: Path) -> bytes:
     except MemoryError as error:
         raise ConfigError(f"no memory to read {path}") from error
     except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+        why = f"can't read {path}: {error.strerror}"
+        raise ConfigError(why, public=f"its {path.name} can't be read: {error.strerror}") from error

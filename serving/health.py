@@ -1,7 +1,8 @@
 """The standard gRPC health service, following real work.
 
-Owns who is told what: "" and the service's name stand for the whole server (the loop lives and every model
-computes); "NAME" and "NAME/VERSION" stand for one model.
+Owns who is told what: "" and the service's name stand for the whole server (the loop lives, every model computes, and
+none is there whose versions are all broken); "NAME" and "NAME/VERSION" stand for one model, its newest version that is
+served or any one, broken ones too.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ class Health:
         with self._lock:
             working = working and not self._dead
             self._working = working
-            everything = working and all(lane.ready for lane in self._lanes)
+            everything = working and all(lane.ready for lane in self._lanes) and not self._lanes.unserved()
             names = {"", SERVICE, OPEN_INFERENCE, *(lane.name for lane in self._lanes)}
             names |= {f"{lane.name}/{lane.version}" for lane in self._lanes}
-            for name in self._said.keys() - names:
-                self._say(name, serving=False)  # not served any more
+            broken = {f"{name}/{version}" for name, version in self._lanes.broken} - names
+            for name in (self._said.keys() - names) | broken | self._lanes.unserved():
+                self._say(name, serving=False)  # not served, or not any more
             for name in ("", SERVICE, OPEN_INFERENCE):
                 self._say(name, serving=everything)
             for lane in self._lanes:

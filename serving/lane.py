@@ -7,7 +7,7 @@ own tells whether that lane's input was to blame or the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -74,9 +74,11 @@ class Lane:
         batching: Batching,
         sequencing: Sequencing = Sequencing(),  # noqa: B008  it can't be changed
         clock: Callable[[], float],
+        identity: str = "",
     ) -> None:
         self.name = name
         self.version = version
+        self.identity = identity  # of the files it was loaded from
         self.engine = engine
         self.contract = engine.contract
         self.limits = limits
@@ -230,9 +232,13 @@ class Lane:
 
 
 class Lanes:
-    """The served models by name and version. Any thread may look; add and remove are for the one that serves them."""
+    """The served models by name and version. Any thread may look; add and remove are for the one that serves them.
 
-    def __init__(self, lanes: Iterable[Lane]) -> None:
+    Beside them `broken`: versions that can't be served, and why, in words for clients.
+    """
+
+    def __init__(self, lanes: Iterable[Lane] = ()) -> None:
+        self.broken: Mapping[tuple[str, int], str] = {}
         self._set({(lane.name, lane.version): lane for lane in lanes})
 
     def __iter__(self) -> Iterator[Lane]:
@@ -243,8 +249,21 @@ class Lanes:
         return iter(self._newest.values())
 
     def add(self, lane: Lane) -> None:
-        """Serve one more."""
+        """Serve one more, or instead of the one of its name and version."""
+        self.forget(lane.name, lane.version)
         self._set({**self._by_version, (lane.name, lane.version): lane})
+
+    def note(self, name: str, version: int, reason: str) -> None:
+        """Note that a version can't be served. One thread at a time, as for forget()."""
+        self.broken = {**self.broken, (name, version): reason}
+
+    def forget(self, name: str, version: int) -> None:
+        """Note that a version isn't broken: it is served, or isn't there any more."""
+        self.broken = {key: reason for key, reason in self.broken.items() if key != (name, version)}
+
+    def unserved(self) -> set[str]:
+        """The models of which a version is broken and none is served."""
+        return {name for name, _ in self.broken} - self._newest.keys()
 
     def remove(self, lane: Lane) -> None:
         """Serve one less."""
@@ -265,7 +284,9 @@ class Lanes:
             names = [f"{name}/{version}" for name, version in sorted(self._by_version)]
             served = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
             asked = f"{name!r} version {version}" if version else f"{name!r}"
-            raise UnknownModel(f"no model {asked}; served: {served}")
+            found = [why for (each, number), why in self.broken.items() if each == name and version in (0, number)]
+            reason = f" is served ({found[0]})" if found else ""
+            raise UnknownModel(f"no model {asked}{reason}; served: {served}")
         return lane
 
 

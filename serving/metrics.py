@@ -18,7 +18,7 @@ from serving.stats import Histogram, Times
 _LABELS = ("model", "version")
 
 
-class _Scrape(Collector):
+class Scrape(Collector):
     """Turns the counts into metrics."""
 
     def __init__(self, front: Front) -> None:
@@ -36,12 +36,18 @@ class _Scrape(Collector):
             ),
             "cellstream_waiting_steps": ("Steps not yet computed", lambda lane: lane.streams.batcher.waiting_steps),
             "cellstream_live_sequences": ("Sequences that are live", lambda lane: len(lane.sequences)),
-            "cellstream_model_ready": ("1: the model computes", lambda lane: int(lane.ready)),
+            "cellstream_model_ready": (
+                "1: the model computes; 0: it doesn't, or this version can't be served",
+                lambda lane: int(lane.ready),
+            ),
         }
         for name, (text, read) in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=_LABELS)
             for lane in lanes:
                 gauge.add_metric(_labels(lane), read(lane))
+            if name == "cellstream_model_ready":
+                for model, version in self._front.lanes.broken.keys() - {(lane.name, lane.version) for lane in lanes}:
+                    gauge.add_metric((model, str(version)), 0)
             yield gauge
         counters: dict[str, tuple[str, Callable[[Lane], float]]] = {
             "cellstream_streams_opened": ("Streams opened", lambda lane: lane.stats.opened),
@@ -95,7 +101,7 @@ class _Scrape(Collector):
 
 def serve_metrics(front: Front, address: str) -> int:
     """Serve /metrics on host:port; returns the port (for port 0: the one chosen). Raises ConfigError."""
-    return serve_collector(_Scrape(front), address)
+    return serve_collector(Scrape(front), address)
 
 
 def _labels(lane: Lane) -> tuple[str, str]:

@@ -7,17 +7,24 @@ on the caller's thread; the loop only takes the finished lane over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from serving.errand import Post, on_loop
-from serving.errors import ConfigError, InvalidInput, Unavailable, UnknownModel, Unsupported
+from serving.errors import ConfigError, InvalidInput, Refusal, Unavailable, UnknownModel, Unsupported
 from serving.front import check_name
+from serving.graph_files import GraphFiles
 from serving.lane import Lane, Lanes
 from serving.repository import Artifact, find_artifacts
+
+LOADED, RELOADED, UNCHANGED, UNLOADED, FAILED = "loaded", "reloaded", "unchanged", "unloaded", "failed"
+_NAMED = 5  # artifacts that a refusal to start names
+_NOT_LOADED = "not loaded"
+
+Load = Callable[[Artifact, GraphFiles], Lane]  # raises ConfigError
 
 log = structlog.get_logger(__name__)
 
@@ -32,19 +39,49 @@ class Entry:
     reason: str  # why it isn't
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a request has done to one version of a model."""
+
+    version: int
+    done: str  # LOADED, RELOADED, UNCHANGED, UNLOADED or FAILED
+    reason: str = ""  # of a failure, and of an unloading that wasn't asked for
+
+
+def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load) -> None:
+    """Serve what can be served; the other versions are skipped, loud in the log and noted in `lanes`.
+
+    Raises ConfigError if there is nothing that can be.
+    """
+    problems: list[str] = []
+    for artifact in artifacts:
+        try:
+            lanes.add(load(artifact, GraphFiles.read(artifact.graph)))
+        except ConfigError as error:
+            problems.append(str(error))
+            lanes.note(artifact.name, artifact.version, error.public)
+            log.error(  # noqa: TRY400  the reason is in the line
+                "version skipped: it can't be served", model=artifact.name, version=artifact.version, error=str(error)
+            )
+    different = list(dict.fromkeys(problems))
+    if not list(lanes):
+        more = f"; and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+        raise ConfigError("; ".join(different[:_NAMED]) + more)
+
+
+def summary(name: str, changes: Sequence[Change], served: Sequence[int]) -> str:
+    """What a load has come to, if part of it has failed."""
+    failures = [f"'{name}' version {one.version}: {one.reason}" for one in changes if one.done == FAILED]
+    done = [f"version {one.version} is {one.done}" for one in changes if one.done not in (FAILED, UNCHANGED)]
+    now = f"served now: version {', '.join(map(str, served))}" if served else "no version of it is served now"
+    return "; ".join(["failed to load " + ", ".join(failures), *done, now])
+
+
 class Models:
     """The repository, and what of it is served."""
 
-    def __init__(
-        self,
-        repository: Path,
-        lanes: Lanes,
-        *,
-        load: Callable[[Artifact], Lane],
-        post: Post,
-        allowed: bool,
-    ) -> None:
-        """`load` makes a lane of an artifact, or raises ConfigError; `post` has something done on the loop's thread."""
+    def __init__(self, repository: Path, lanes: Lanes, *, load: Load, post: Post, allowed: bool) -> None:
+        """`load` makes a lane of an artifact; `post` has something done on the loop's thread."""
         self._repository = repository
         self._lanes = lanes
         self._load = load
@@ -63,68 +100,125 @@ class Models:
             )
             for lane in self._lanes
         }
+        broken = self._lanes.broken
         for artifact in self._artifacts():
             key = artifact.name, artifact.version
-            entries.setdefault(key, Entry(*key, ready=False, reason="not loaded"))
+            entries.setdefault(key, Entry(*key, ready=False, reason=broken.get(key, _NOT_LOADED)))
         return [entries[key] for key in sorted(entries)]
 
-    def load(self, name: str) -> None:
-        """Serve every version of a model that the repository has.
+    def served(self, name: str) -> list[int]:
+        """A model's versions that are served, the lowest first."""
+        return sorted(lane.version for lane in self._lanes if lane.name == name)
 
-        Raises UnknownModel, InvalidInput, TooLarge or Unsupported.
+    def load(self, name: str, version: int = 0) -> list[Change]:
+        """Serve what the repository has of a model (0: every version of it) as it is on the disk now.
+
+        What has other content than what is served replaces it, and what is served and isn't on the disk any more is let
+        go. A version that can't be served changes nothing. Raises UnknownModel, TooLarge or Unsupported.
         """
         self._check(name)
         with self._lock:
-            artifacts = [artifact for artifact in self._artifacts() if artifact.name == name]
-            if not artifacts:
-                raise UnknownModel(f"failed to load '{name}': the repository has no such model")
-            served = {lane.version for lane in self._lanes if lane.name == name}
-            for artifact in artifacts:
-                if artifact.version not in served:
-                    self._add(artifact)
+            found = {one.version: one for one in self._artifacts() if one.name == name}
+            wanted = [found[version]] if version in found else [] if version else list(found.values())
+            served = self.served(name)
+            if not wanted:
+                what = f"'{name}' version {version}" if version else f"'{name}'"
+                stays = f"; what is served stays: version {', '.join(map(str, served))}" if served else ""
+                raise UnknownModel(f"failed to load {what}: the repository has no such model{stays}")
+            changes = [self._renew(artifact) for artifact in sorted(wanted, key=lambda one: one.version)]
+            gone = [] if version else [each for each in served if each not in found]
+            self._let_go(name, gone, f"version {{}} of model '{name}' isn't in the repository any more")
+            self._forget_broken(name, set(found))
+            return changes + [Change(each, UNLOADED, "it isn't in the repository any more") for each in gone]
 
-    def unload(self, name: str) -> None:
-        """Let go of every version of a model, and end what is open. Raises UnknownModel, TooLarge or Unsupported."""
+    def unload(self, name: str, version: int = 0) -> list[Change]:
+        """Let go of a model (0: of every version), and end what is open.
+
+        Raises UnknownModel, TooLarge or Unsupported.
+        """
         self._check(name)
         with self._lock:
-            lanes = [lane for lane in self._lanes if lane.name == name]
-            if not lanes:
-                raise UnknownModel(f"failed to unload '{name}': it isn't served")
-
-            versions = [lane.version for lane in lanes]
-
-            def end() -> None:
-                for lane in lanes:
-                    self._lanes.remove(lane)
-                    lane.streams.end_all(Unavailable(f"model '{name}' was unloaded by the operator"))
-                self.on_change()
-                lanes.clear()  # the last to hold them: memory is freed here, never while another model is captured
-
-            on_loop(self._post, end)
-            log.info("model unloaded", model=name, versions=versions)
+            versions = [each for each in self.served(name) if version in (0, each)]
+            if not versions:
+                what = f"'{name}' version {version}" if version else f"'{name}'"
+                raise UnknownModel(f"failed to unload {what}: it isn't served")
+            told = f"version {{}} of model '{name}'" if version else f"model '{name}'"
+            self._let_go(name, versions, told + " was unloaded by the operator")
+            return [Change(each, UNLOADED) for each in versions]
 
     def close(self) -> None:
         """The server is leaving: what is loaded from now on admits nothing. On the loop's thread."""
         self._closed = True
 
-    def _add(self, artifact: Artifact) -> None:
+    def _renew(self, artifact: Artifact) -> Change:
+        """Serve an artifact as it is on the disk."""
+        name, version = artifact.name, artifact.version
         try:
-            lane = self._load(artifact)
+            files = GraphFiles.read(artifact.graph)
+            if any((lane.name, lane.version) == (name, version) and lane.ready and lane.identity == files.identity
+                   for lane in self._lanes):  # fmt: skip
+                return Change(version, UNCHANGED)
+            lane = self._load(artifact, files)
         except ConfigError as error:
-            log.warning("model not loaded", model=artifact.name, version=artifact.version, error=str(error))
-            raise InvalidInput(
-                f"failed to load '{artifact.name}' version {artifact.version}: it can't be served; the server's log "
-                "says why"
-            ) from None
+            log.warning("model not loaded", model=name, version=version, error=str(error))
+            return self._failed(name, version, error.public)
+        except Refusal as refusal:  # of a loop that didn't come to it
+            return self._failed(name, version, str(refusal))
+        return Change(version, RELOADED if self._put(lane) else LOADED)
 
-        def add() -> None:
+    def _failed(self, name: str, version: int, reason: str) -> Change:
+        if version in self.served(name):
+            return Change(version, FAILED, f"{reason}; the one that was loaded before is served")
+        self._lanes.note(name, version, reason)
+        on_loop(self._post, self.on_change)
+        return Change(version, FAILED, reason)
+
+    def _put(self, lane: Lane) -> bool:
+        """Have the loop serve a lane instead of the one of its name and version; whether there was one."""
+
+        def put() -> bool:
             self.on_add(lane)
             if self._closed:
                 lane.streams.close()
+            old = next((one for one in self._lanes if (one.name, one.version) == (lane.name, lane.version)), None)
             self._lanes.add(lane)
+            if old is not None:
+                why = (
+                    f"version {lane.version} of model '{lane.name}' was loaded anew by the operator, with other content"
+                )
+                old.streams.end_all(Unavailable(why))
+                lane.sequences.inherit(old.sequences)
             self.on_change()
+            return old is not None
 
-        on_loop(self._post, add)
+        return on_loop(self._post, put)
+
+    def _let_go(self, name: str, versions: Sequence[int], told: str) -> None:
+        """Serve these versions no longer; their clients are told `told`, with the version in it."""
+        if not versions:
+            return
+        lanes = [lane for lane in self._lanes if lane.name == name and lane.version in versions]
+
+        def end() -> None:
+            for lane in lanes:
+                self._lanes.remove(lane)
+                lane.streams.end_all(Unavailable(told.format(lane.version)))
+            heir = next((one for one in self._lanes.newest() if one.name == name), None)
+            if heir is not None:
+                for lane in lanes:
+                    heir.sequences.inherit(lane.sequences)
+            self.on_change()
+            lanes.clear()  # the last to hold them: memory is freed here, never while another model is captured
+
+        on_loop(self._post, end)
+        log.info("model unloaded", model=name, versions=list(versions))
+
+    def _forget_broken(self, name: str, on_disk: set[int]) -> None:
+        gone = [version for broken, version in self._lanes.broken if broken == name and version not in on_disk]
+        for version in gone:
+            self._lanes.forget(name, version)
+        if gone:
+            on_loop(self._post, self.on_change)
 
     def _artifacts(self) -> list[Artifact]:
         try:
@@ -138,3 +232,9 @@ class Models:
             raise Unsupported(
                 "explicit model load / unload is not allowed; start the server with --model-control explicit"
             )
+
+
+def refuse_failures(name: str, changes: Sequence[Change], served: Sequence[int]) -> None:
+    """Raise InvalidInput, saying all that was done, if a load has failed in part."""
+    if any(one.done == FAILED for one in changes):
+        raise InvalidInput(summary(name, changes, served))

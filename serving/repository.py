@@ -16,6 +16,7 @@ from serving.graph_files import GraphFiles
 _VERSION = re.compile("[1-9][0-9]*")
 MAX_VERSION = 2**63 - 1  # the protocol's int64
 GRAPH = "resident.onnx"
+CERTIFICATE = "parity.json"  # for people: what the server checks is in the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,19 @@ class Artifact:
 
 
 def find_artifacts(root: Path) -> list[Artifact]:
-    """Every artifact under `root`. Raises ConfigError if there is none."""
+    """Every artifact under `root`, by name and version. Raises ConfigError if there is none.
+
+    One whose certificate is there and whose graph isn't counts too: it can't be served, and that is to be said.
+    """
+    folders = {path.parent for file in (GRAPH, CERTIFICATE) for path in root.glob(f"*/*/{file}")}
     found = [
-        Artifact(name=path.parent.parent.name, version=int(path.parent.name), path=path.parent)
-        for path in sorted(root.glob(f"*/*/{GRAPH}"))
-        if _VERSION.fullmatch(path.parent.name) and int(path.parent.name) <= MAX_VERSION
+        Artifact(name=folder.parent.name, version=int(folder.name), path=folder)
+        for folder in folders
+        if _VERSION.fullmatch(folder.name) and int(folder.name) <= MAX_VERSION
     ]
     if not found:
         raise ConfigError(f"no model under {root}/ (looked for <name>/<version>/{GRAPH}); make one with `make export`")
-    return found
+    return sorted(found, key=lambda one: (one.name, one.version))
 
 
 def check_proof(artifact: Artifact, contract: Contract, files: GraphFiles, *, allow_unproved: bool) -> str | None:
@@ -64,7 +69,7 @@ def _problem(contract: Contract, files: GraphFiles) -> str | None:
         return "it has no parity certificate"
     if not certificate.passed:
         return "its parity certificate says that the export computes something else than PyTorch"
-    digest = files.weights_digest()
+    digest = files.weights_digest
     if certificate.weights_digest != digest:
         return f"its parity certificate is for weights {certificate.weights_digest}, and it has {digest}"
     for name, found in (("contract", contract.digest()), (GRAPH, files.graph_digest())):

@@ -190,6 +190,12 @@ class Sequences:
         elif ended is not None and ended.last is live:
             self._gone[live.key] = gone
 
+    def inherit(self, other: Sequences) -> None:
+        """Remember why the sequences of another version are gone, whose requests now come here."""
+        for key, gone in other._gone.items():
+            if key not in self._live:
+                self._remember(key, _Gone(gone.kind, gone.why))
+
     def check(self) -> None:
         """Assert that the books balance."""
         for key, live in self._live.items():
@@ -284,7 +290,10 @@ class Sequences:
     def _forget(self, live: LiveSequence, gone: _Gone) -> None:
         del self._live[live.key]
         self._disown(live)
-        self._gone[live.key] = gone
+        self._remember(live.key, gone)
+
+    def _remember(self, key: Key, gone: _Gone) -> None:
+        self._gone[key] = gone
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
 

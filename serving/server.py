@@ -27,7 +27,7 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
-from serving.models import Models
+from serving.models import Models, load_all
 from serving.oip import infer_service
 from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
 from serving.oip.described import described_files
@@ -61,7 +61,8 @@ class Server:
         self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
-        self.lanes = Lanes(thread.call(lambda: [self._load(artifact) for artifact in artifacts]))
+        self.lanes = Lanes()
+        thread.call(lambda: load_all(artifacts, self.lanes, self._load))
         self.front = Front(self.lanes, config.limits, ServerStats(), clock)
         self.health = Health(self._server, self.lanes)
         add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"), described_files())
@@ -128,7 +129,7 @@ class Server:
 
     def _add_open_inference(self, desk: Desk) -> None:
         config = self._config
-        models = self._models = Models(
+        models = self.control = Models(
             config.model_repository,
             self.lanes,
             load=self._load if config.device == "cpu" else self._load_on_loop,
@@ -147,7 +148,7 @@ class Server:
         add_open_inference(self._server, admin, self.front)
 
     def _close(self) -> None:
-        self._models.close()
+        self.control.close()
         for lane in self.lanes:
             lane.streams.close()
         self.front.go_away(self._config.grace)
@@ -157,14 +158,13 @@ class Server:
         while self._wire.live and self._clock() < deadline:
             time.sleep(0.01)
 
-    def _load_on_loop(self, artifact: Artifact) -> Lane:
+    def _load_on_loop(self, artifact: Artifact, files: GraphFiles) -> Lane:
         """Load by the thread that will run it, as a GPU's engine wants; streams wait meanwhile."""
-        return on_loop(self.loop.post, lambda: self._load(artifact))
+        return on_loop(self.loop.post, lambda: self._load(artifact, files))
 
-    def _load(self, artifact: Artifact) -> Lane:
+    def _load(self, artifact: Artifact, files: GraphFiles) -> Lane:
         config = self._config
         started = self._clock()
-        files = GraphFiles.read(artifact.graph)
         engine = Engine(
             files,
             rows=slab_rows(config.limits, config.batching),
@@ -192,6 +192,7 @@ class Server:
             batching=config.batching,
             sequencing=config.sequencing,
             clock=self._clock,
+            identity=files.identity,
         )
         lane.warm_up()
         log.info(

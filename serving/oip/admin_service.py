@@ -16,7 +16,7 @@ from model.triton_config import PLATFORM, model_config
 from serving.errors import Refusal, Unsupported
 from serving.front import MAX_NAME, OPEN_INFERENCE, Front
 from serving.lane import Lane
-from serving.models import Models
+from serving.models import Models, refuse_failures
 from serving.oip.requests import find_lane
 from serving.oip.statistics import statistics
 from serving.oip.tensors import datatype
@@ -60,8 +60,10 @@ class OpenInferenceAdmin:
         return pb.ServerLiveResponse(live=True)
 
     def server_ready(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
-        """Whether every model computes."""
-        return pb.ServerReadyResponse(ready=self._working() and all(lane.ready for lane in self._front.lanes))
+        """Whether every model computes, and none is there whose versions are all broken."""
+        lanes = self._front.lanes
+        ready = self._working() and all(lane.ready for lane in lanes) and not lanes.unserved()
+        return pb.ServerReadyResponse(ready=ready)
 
     def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
         """Whether one model computes."""
@@ -124,7 +126,8 @@ class OpenInferenceAdmin:
             raise Unsupported(
                 f"failed to load '{name}': load parameter '{unknown}' isn't offered; a model is what its artifact says"
             )
-        self._models.load(request.model_name)
+        changes = self._models.load(request.model_name)
+        refuse_failures(request.model_name, changes, self._models.served(request.model_name))
         return pb.RepositoryModelLoadResponse()
 
     def repository_model_unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:

@@ -26,7 +26,10 @@ from cellstream.v1.stream_inference_pb2 import (
 )
 from serving.config import Batching, Limits, ServerConfig
 from serving.engine import Engine
+from serving.errors import ConfigError, UnknownModel
 from serving.front import OPEN_INFERENCE
+from serving.metrics import Scrape
+from serving.models import Change
 from serving.oip.infer_service import STREAM_INFER
 from serving.oip.v1 import inference_pb2 as pb
 from serving.server import Server
@@ -239,11 +242,26 @@ def a_folder(version: Path) -> None:
     (version / "resident.onnx").mkdir()
 
 
-@pytest.mark.parametrize("damage", [garbage, nothing, no_weights, other_weights, a_folder])
+def no_graph(version: Path) -> None:
+    """A copy that wasn't finished: the certificate is there, the graph isn't."""
+    (version / "resident.onnx").unlink()
+
+
+DAMAGES = [
+    (garbage, "ONNX Runtime can't load its resident.onnx"),
+    (nothing, "ONNX Runtime can't load its resident.onnx"),
+    (no_weights, "ONNX Runtime can't load its resident.onnx (there is no model.onnx.data beside it)"),
+    (other_weights, "its parity certificate is for weights sha256:"),
+    (a_folder, "its resident.onnx can't be read: Is a directory"),
+    (no_graph, "its resident.onnx can't be read: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGES)
 def test_a_broken_artifact_is_refused_and_harms_nobody(
-    server: Server, channel: grpc.Channel, repository: Path, damage: Any
+    server: Server, channel: grpc.Channel, repository: Path, damage: Any, why: str
 ) -> None:
-    """Its client is told, the server's log says why, what is served goes on; mended, it can be loaded."""
+    """Its client is told why, without a path, and what is served goes on; mended, it can be loaded."""
     unload(channel, "tokens")
     sound = repository.parent / f"{repository.name}-sound"
     shutil.copytree(repository / "tokens" / "1", sound)
@@ -254,7 +272,8 @@ def test_a_broken_artifact_is_refused_and_harms_nobody(
         with pytest.raises(grpc.RpcError) as caught:
             load(channel, "tokens")
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "failed to load 'tokens' version 1: it can't be served" in str(caught.value.details())
+        assert f"failed to load 'tokens' version 1: {why}" in str(caught.value.details())
+        assert str(repository) not in str(caught.value.details())
         assert stream.run(X[None]) != first
     assert index(channel) == {"tokens/1": "UNAVAILABLE", "vectors/1": "READY"}
     assert health(channel, "tokens") == NOT_SERVING
@@ -331,6 +350,172 @@ def test_what_is_loaded_while_the_server_leaves_admits_nothing(server: Server, c
             late.send(StreamRequest(open=Open(model="tokens")))
             code, _, reason = late.end()
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "shutting_down")
+
+
+def replace(repository: Path, source: Path) -> None:
+    """Put another export in the place of vectors/1."""
+    shutil.rmtree(repository / "vectors" / "1")
+    shutil.copytree(source, repository / "vectors" / "1")
+
+
+def answer(channel: grpc.Channel, version: int = 0) -> bytes:
+    """A new stream's first answer."""
+    with StreamCall(channel) as stream:
+        stream.open("vectors", version=version)
+        first: bytes = stream.run(X[None])[0]
+        return first
+
+
+def test_load_serves_what_is_on_the_disk(
+    server: Server, channel: grpc.Channel, repository: Path, artifacts: Path
+) -> None:
+    """A version of other content replaces the one that was served, whose streams and sequences are told."""
+    shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+    load(channel, "vectors")
+    first, second = answer(channel, 1), answer(channel, 2)
+    assert first != second
+    with StreamCall(channel) as lost, StreamCall(channel) as kept, SequenceCall(channel) as sequences:
+        lost.open("vectors", version=1)
+        kept.open("vectors", version=2)
+        sequences.ask(step("a", start=True, version="1"))
+        replace(repository, artifacts / "vectors" / "2")
+        load(channel, "vectors")
+        assert answer(channel, 1) == second
+        code, text, reason = lost.end()
+        assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
+        assert text == "version 1 of model 'vectors' was loaded anew by the operator, with other content"
+        assert kept.run(X[None])[0] == second, "a version that hasn't changed isn't touched"
+        assert f"it was lost: {text}" in sequences.ask(step("a", version="1")).error_message
+    (before,) = [lane for lane in server.lanes if (lane.name, lane.version) == ("vectors", 1)]
+    load(channel, "vectors")
+    assert before in list(server.lanes), "what hasn't changed isn't loaded again"
+
+
+def test_what_is_gone_from_the_disk_is_let_go(
+    server: Server, channel: grpc.Channel, repository: Path, artifacts: Path
+) -> None:
+    """A removed version ends with the next load, late requests are told why, and the highest is one that is left."""
+    shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+    load(channel, "vectors")
+    with StreamCall(channel) as lost, SequenceCall(channel) as sequences:
+        lost.open("vectors")
+        sequences.ask(step("a", start=True))
+        shutil.rmtree(repository / "vectors" / "2")
+        load(channel, "vectors")
+        assert lost.end()[1] == "version 2 of model 'vectors' isn't in the repository any more"
+        assert "it was lost: version 2 of model 'vectors' isn't in" in sequences.ask(step("a")).error_message
+        assert index(channel) == {"tokens/1": "READY", "vectors/1": "READY"}
+        with StreamCall(channel) as stream:
+            assert stream.open("vectors").version == 1
+    shutil.rmtree(repository / "vectors")
+    with pytest.raises(grpc.RpcError) as caught:
+        load(channel, "vectors")
+    assert "no such model; what is served stays: version 1" in str(caught.value.details())
+    assert answer(channel)
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_one_broken_version_among_others_is_told_and_the_others_are_loaded(
+    server: Server, channel: grpc.Channel, repository: Path, artifacts: Path, broken: int
+) -> None:
+    """Whatever the order, a load does what can be done and says all of it; what was served stays."""
+    sound = answer(channel)
+    for version in (2, 3):
+        shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / str(version))
+    garbage(repository / "vectors" / str(broken))
+    with pytest.raises(grpc.RpcError) as caught:
+        load(channel, "vectors")
+    text = str(caught.value.details())
+    assert f"failed to load 'vectors' version {broken}: ONNX Runtime can't load its resident.onnx" in text
+    assert "version 3 is loaded" in text
+    if broken == 1:
+        assert "the one that was loaded before is served" in text
+        assert answer(channel, 1) == sound
+    served = [version for version in (1, 2, 3) if version != broken or broken == 1]
+    assert text.endswith(f"served now: version {', '.join(map(str, served))}")
+    assert [lane.version for lane in server.lanes if lane.name == "vectors"] == served
+    assert health(channel, "vectors/2") == (NOT_SERVING if broken == 2 else SERVING)
+    assert [health(channel, name) for name in ("", "vectors", "vectors/3")] == [SERVING] * 3
+
+
+def test_one_version_is_loaded_let_go_and_rolled_back(
+    server: Server, channel: grpc.Channel, repository: Path, artifacts: Path
+) -> None:
+    """A new version comes alone, goes alone, and new streams are the old one's again; its clients are told."""
+    shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+    assert server.control.load("vectors", 2) == [Change(2, "loaded")]
+    with StreamCall(channel) as old, StreamCall(channel) as new, SequenceCall(channel) as sequences:
+        old.open("vectors", version=1)
+        new.open("vectors")
+        sequences.ask(step("a", start=True))
+        assert server.control.unload("vectors", 2) == [Change(2, "unloaded")]
+        assert new.end()[1] == "version 2 of model 'vectors' was unloaded by the operator"
+        assert "version 2 of model 'vectors' was unloaded" in sequences.ask(step("a")).error_message
+        assert old.run(X[None])
+        with StreamCall(channel) as stream:
+            assert stream.open("vectors").version == 1
+    for change in (server.control.unload, server.control.load):
+        with pytest.raises(UnknownModel, match="'vectors' version 9"):
+            change("vectors", 9)
+    assert server.control.load("vectors") == [Change(1, "unchanged"), Change(2, "loaded")]
+
+
+def start(repository: Path) -> Server:
+    """A server that nobody tells what to serve."""
+    running = Server(ServerConfig(repository, "127.0.0.1:0", grace=0.2, limits=LIMITS, batching=Batching(4, 4)))
+    running.start()
+    return running
+
+
+@pytest.mark.parametrize(("damage", "why"), DAMAGES)
+def test_a_broken_version_is_skipped_at_the_start(repository: Path, artifacts: Path, damage: Any, why: str) -> None:
+    """The good version beside it is served; index, health, metrics and refusals say which isn't, and why."""
+    shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+    damage(repository / "vectors" / "2")
+    running = start(repository)
+    try:
+        with grpc.insecure_channel(running.address) as channel:
+            assert answer(channel)
+            names = ["", "vectors", "vectors/1", "vectors/2"]
+            assert [health(channel, name) for name in names] == [SERVING] * 3 + [NOT_SERVING]
+            assert index(channel) == {"tokens/1": "READY", "vectors/1": "READY", "vectors/2": "UNAVAILABLE"}
+            with StreamCall(channel) as late:
+                late.send(StreamRequest(open=Open(model="vectors", version=2)))
+                code, text, _ = late.end()
+            assert code is grpc.StatusCode.NOT_FOUND
+            assert f"no model 'vectors' version 2 is served ({why}" in text
+            assert str(repository) not in text
+            ready = {tuple(one.labels.values()): one.value for one in gauge(running, "cellstream_model_ready")}
+            assert ready == {("tokens", "1"): 1, ("vectors", "1"): 1, ("vectors", "2"): 0}
+    finally:
+        running.drain()
+
+
+def gauge(running: Server, name: str) -> list[Any]:
+    """A metric's samples."""
+    return [sample for family in Scrape(running.front).collect() if family.name == name for sample in family.samples]
+
+
+def test_a_model_without_a_good_version_is_no_healthy_server(repository: Path) -> None:
+    """What is good is served; the server's own health says that a model is missing."""
+    garbage(repository / "vectors" / "1")
+    running = start(repository)
+    try:
+        with grpc.insecure_channel(running.address) as channel:
+            names = ["", "vectors", "vectors/1", "tokens"]
+            assert [health(channel, name) for name in names] == [NOT_SERVING] * 3 + [SERVING]
+            ready = ask(channel, "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready
+            assert not ready
+    finally:
+        running.drain()
+
+
+def test_where_nothing_can_be_served_nothing_starts(repository: Path) -> None:
+    """Each artifact's reason is told, once."""
+    for name in ("vectors", "tokens"):
+        garbage(repository / name / "1")
+    with pytest.raises(ConfigError, match=r"tokens/1/resident\.onnx: ONNX.*; .*vectors/1/resident\.onnx: ONNX"):
+        start(repository)
 
 
 def use(channel: grpc.Channel, how: str) -> None:
