@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from cellstream._catalog import Catalog
 from cellstream._protocol import OK, Opening, opened_from
 from cellstream._requests import Gathered, Requests
 from cellstream._rows import step_rows_message
@@ -25,6 +26,7 @@ from cellstream.errors import (
     CellstreamError,
     InvalidInput,
     LimitReached,
+    ModelChanged,
     PartialFailure,
     ProtocolError,
     ServerGoingAway,
@@ -43,8 +45,12 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 class MultiplexCore:
     """One call of many streams of one model and version."""
 
-    def __init__(self, signature: Signature) -> None:
-        self.signature = signature
+    def __init__(self, proposal: Signature, version: int, catalog: Catalog) -> None:
+        """`proposal`: what was asked of the server beforehand; `version`: the one that the user wants, or 0."""
+        self.signature = proposal  # until the first stream is opened
+        self._asked = proposal.model.name, version
+        self._catalog = catalog
+        self._described: dict[bytes, Signature] = {}  # in this call: each is sent once; empty: no stream was opened yet
         self.error: CellstreamError | None = None
         self.going_away_ms: int | None = None
         self.ended = False
@@ -75,7 +81,6 @@ class MultiplexCore:
                 "go on until then"
             )
         self._check_open()
-        model = self.signature.model
         for key in openings:
             if not 0 <= key < 2**32:
                 raise InvalidInput(f"key {key}; a key is 0 … {2**32 - 1}")
@@ -85,11 +90,13 @@ class MultiplexCore:
                 # The server may still refuse what was under way to the old stream, and would seem to mean the new one.
                 raise InvalidInput(f"key {key} named a stream that failed with steps under way; take another key")
         request = pb.MultiplexRequest()
+        name, asked = self._asked
+        version = self.signature.model.version if self._described else asked
         for key, stream_id in openings.items():
             self._streams.add(key)
             self._ends.pop(key, None)
-            opening = Opening(model.name, model.version, stream_id)
-            request.opens.add(key=key, open=opening.message())
+            opening = Opening(name, version, stream_id)
+            request.opens.add(key=key, open=opening.message(self.signature))
         self._unsent.append(request.SerializeToString())
 
     def settled(self, keys: Sequence[int]) -> bool:
@@ -119,8 +126,11 @@ class MultiplexCore:
     def push(self, keys: Sequence[int], counts: Sequence[int] | Ints, request: Request) -> Gathered:
         """Queue a request: `counts[i]` steps of stream `keys[i]`, one after the other in `request`.
 
-        Raises InvalidInput, LimitReached, StreamClosed, or why the call ended; nothing is sent then.
+        Raises InvalidInput, LimitReached, StreamClosed, ModelChanged for a request that was made before
+        the first stream was opened with another model, or why the call ended; nothing is sent then.
         """
+        if request.signature.digest != self.signature.digest:
+            raise self._changed(request.signature, self.signature)
         lineup, counts = self._lineup_of(keys), np.asarray(counts, np.int64)
         limit = self.signature.model.limits.max_steps_per_message
         if limit and (most := int(counts.max())) > limit:
@@ -257,7 +267,31 @@ class MultiplexCore:
         if message.key not in self._streams or self._streams.is_open(message.key):
             raise ProtocolError(f"the server opened key {message.key}, which wasn't asked for")
         opened_from(message.opened)
-        self._streams.opened[self._streams.slot(message.key)] = 1
+        known = (self.signature, *self._described.values())
+        signature = self._catalog.opened(message.opened, self._asked, known)
+        if not self._described:
+            self.signature = signature
+        self._described[signature.digest] = signature
+        if signature.digest == self.signature.digest:
+            self._streams.opened[self._streams.slot(message.key)] = 1
+        else:
+            self._let_go(message.key, self._changed(self.signature, signature))
+
+    def _let_go(self, key: int, error: CellstreamError) -> None:
+        """End a stream that was opened and isn't wanted."""
+        self._streams.remove(key)
+        self._lineup = Lineup((), self._lineup.slots)
+        self._ends[key] = error
+        self._burnt.add(key)  # the server has yet to say that it has ended
+        self._unsent.append(pb.MultiplexRequest(closes=[key]).SerializeToString())
+
+    @staticmethod
+    def _changed(before: Signature, after: Signature) -> ModelChanged:
+        name, version = before.model.name, before.model.version
+        return ModelChanged(
+            f"the server has replaced model {name!r} version {version} (digest {before.model.digest[:12]}) by version "
+            f"{after.model.version} (digest {after.model.digest[:12]}); open a new multiplexed call for it"
+        )
 
     def _take_rows(self, rows: pb.StepRows) -> None:
         keys, size = rows.keys, len(rows.keys)

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
+from cellstream._catalog import Catalog
 from cellstream._tensors import Answer, Request, Signature, Values, decode
 from cellstream.errors import (
     CellstreamError,
@@ -76,9 +77,10 @@ class Opening:
     version: int = 0
     stream_id: str = ""
 
-    def message(self) -> pb.Open:
-        """As the protocol's Open."""
-        return pb.Open(model=self.model, version=self.version, stream_id=self.stream_id)
+    def message(self, known: Signature | None) -> pb.Open:
+        """As the protocol's Open, by a client that has this description of the model."""
+        digest = known.digest if known is not None else b""
+        return pb.Open(model=self.model, version=self.version, stream_id=self.stream_id, known_digest=digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def opened_from(message: pb.Opened) -> Opened:
 class StreamCore:
     """One stream. Drive it: `next_message` and `half_close_due` after every change, `receive`, and at last `end`."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening, catalog: Catalog) -> None:
         self.phase = Phase.OPENING
         self.opened: Opened | None = None
         self.error: CellstreamError | None = None  # why it ended; None: as asked
@@ -140,18 +142,17 @@ class StreamCore:
         self.answered_step = 0
         self.sent_step = 0
         self._last_step = 0  # of everything that was pushed
-        self._signature: Signature | None = None
-        self._greeting: bytes | None = pb.StreamRequest(open=opening.message()).SerializeToString()
+        self.signature: Signature | None = None  # the model's, as the server that opened the stream says
+        self._opening = opening
+        self._catalog = catalog
+        self._proposal = catalog.proposal(opening.model, opening.version)
+        self._greeting: bytes | None = pb.StreamRequest(open=opening.message(self._proposal)).SerializeToString()
         self._unsent: deque[Piece] = deque()
         self._unanswered: deque[Piece] = deque()
         self._answers: deque[Answer] = deque()  # not complete yet, oldest first
         self._half_closed = False
 
     # The user's side.
-
-    def bind(self, signature: Signature) -> None:
-        """The tensors of the model and version that was opened; before the first push."""
-        self._signature = signature
 
     def check_opened(self) -> Opened:
         """What the server said when it opened the stream. Raises why it didn't, or why the stream is over since."""
@@ -166,9 +167,9 @@ class StreamCore:
         Raises StreamClosed, LimitReached for a step that no message can hold, or why the stream ended.
         """
         self._check_open()
-        assert self._signature is not None
-        most = self._piece_steps(self._signature)
-        answer = Answer(self._signature, request.steps, chunk=request.chunk)
+        assert self.signature is not None
+        most = self._piece_steps(self.signature)
+        answer = Answer(self.signature, request.steps, chunk=request.chunk)
         at = 0
         while at < request.steps:
             stop = min(at + most, request.steps)
@@ -257,7 +258,7 @@ class StreamCore:
         elif kind == "opened":
             if self.opened is not None:
                 raise ProtocolError("the server opened the stream twice")
-            self.opened = opened_from(response.opened)
+            self._take_opened(response.opened)
             if self.phase is Phase.OPENING:
                 self.phase = Phase.OPEN
 
@@ -273,6 +274,12 @@ class StreamCore:
             code, message = ("UNAVAILABLE", "the server ended it") if code == OK else (code, message)
             steps = {"answered_step": self.answered_step, "sent_step": self.sent_step}
             self.fail(stream_error_of(code, reason, message, **steps))
+
+    def _take_opened(self, message: pb.Opened) -> None:
+        opened = opened_from(message)
+        known = () if self._proposal is None else (self._proposal,)
+        self.signature = self._catalog.opened(message, (self._opening.model, self._opening.version), known)
+        self.opened = opened
 
     def _check_open(self) -> None:
         if self.error is not None:
@@ -299,8 +306,8 @@ class StreamCore:
                 f"the server answered {steps} steps from step {first}; answered so far: {self.answered_step}, sent: "
                 f"{self.sent_step}"
             )
-        assert self._signature is not None
-        slices = decode(self._signature.outputs, steps, outputs.outputs)
+        assert self.signature is not None
+        slices = decode(self.signature.outputs, steps, outputs.outputs)
         self.answered_step += steps
         self.durable_step = max(self.durable_step, outputs.durable_step)
         while self._unanswered and self._unanswered[0].last_step <= self.answered_step:

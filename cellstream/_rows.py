@@ -34,7 +34,7 @@ def join(signature: Signature, inputs: Mapping[int, Any]) -> tuple[list[int], li
     columns = tuple(np.concatenate(parts) for parts in zip(*(request.columns for request in requests), strict=True))
     counts = [request.steps for request in requests]
     single = {key: not request.chunk for key, request in zip(keys, requests, strict=True)}
-    return keys, counts, single, Request(sum(counts), chunk=True, columns=columns)
+    return keys, counts, single, Request(signature, sum(counts), chunk=True, columns=columns)
 
 
 def row_counts(keys: int, request: Request) -> tuple[Ints, tuple[int, ...]]:

@@ -45,8 +45,9 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Checked inputs, one [T, *shape] per model input; `chunk` tells a chunk from a single step."""
+    """Checked inputs of one model, [T, *shape] each; `chunk` tells a chunk from a single step."""
 
+    signature: Signature
     steps: int
     chunk: bool
     columns: tuple[Array, ...]
@@ -65,6 +66,7 @@ class Signature:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.digest = bytes.fromhex(model.digest)
         self.inputs = tuple(Slot(tensor) for tensor in model.inputs)
         self.outputs = tuple(Slot(tensor) for tensor in model.outputs)
         self.input_step_bytes = sum(slot.step_bytes for slot in self.inputs)
@@ -89,7 +91,7 @@ class Signature:
         if steps < 1:
             raise InvalidInput(f"input {first.name!r} has shape {list(shape)}; there must be at least one step")
         columns = (a.reshape(steps, *slot.shape) for slot, a in zip(self.inputs, arrays, strict=True))
-        return Request(steps, chunk, tuple(columns))
+        return Request(self, steps, chunk, tuple(columns))
 
     def _in_order(self, values: Any) -> Sequence[Any]:
         if not isinstance(values, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cellstream._protocol import StreamCore
-from cellstream._tensors import Request, Signature
+from cellstream._tensors import Request
 from cellstream.errors import CellstreamError, DeadlineExceeded, StepTimeout
 from cellstream.models import Model
 
@@ -15,13 +15,12 @@ class StreamView:
 
     def __init__(self, core: StreamCore) -> None:
         self._core = core
-        self._signature: Signature | None = None
 
     @property
     def model(self) -> Model:
         """The model and version that this stream runs."""
-        assert self._signature is not None, "the stream isn't open"
-        return self._signature.model
+        assert self._core.signature is not None, "the stream isn't open"
+        return self._core.signature.model
 
     @property
     def stream_id(self) -> str:
@@ -53,13 +52,9 @@ class StreamView:
         """Why the stream ended; None: it hasn't, or it ended as asked."""
         return self._core.error
 
-    def _bind(self, signature: Signature) -> None:
-        self._signature = signature
-        self._core.bind(signature)
-
     def _encode(self, values: Any) -> Request:
-        assert self._signature is not None, "the stream isn't open"
-        return self._signature.encode(values)
+        assert self._core.signature is not None, "the stream isn't open"
+        return self._core.signature.encode(values)
 
 
 def step_timeout(steps: int, timeout: float | None) -> StepTimeout:

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from cellstream import _rpc
+from cellstream._catalog import Catalog
 from cellstream._multiplex import MultiplexCore
 from cellstream._protocol import Opening, StreamCore
 from cellstream._tensors import Signature
@@ -64,7 +65,7 @@ class Client:
             self._channel = grpc.insecure_channel(address, arguments)
         else:
             self._channel = grpc.secure_channel(address, credentials, arguments)
-        self._signatures: dict[tuple[str, int], Signature] = {}  # by name and version asked for
+        self._catalog = Catalog()
         self._live: set[Stream | Multiplex] = set()
         # At exit, while threads still run, and when nobody holds the client or a stream of its any more.
         self._finish = weakref.finalize(self, _disconnect, self._channel, self._live)
@@ -96,17 +97,11 @@ class Client:
         opening = Opening(model, version, stream_id)
 
         def attempt(seconds: float) -> Stream:
-            until = time.monotonic() + seconds
-            known = self._signature(model, version, seconds)
-            core, options = StreamCore(opening), self._options(metadata, timeout)
+            core, options = StreamCore(opening, self._catalog), self._options(metadata, timeout)
             stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
             self._live.add(stream)
             try:
-                opened = stream.wait_opened(max(0.0, until - time.monotonic()))
-                if opened.version != known.model.version:  # a newer one is the highest now
-                    known = self._signature(model, opened.version, max(0.001, until - time.monotonic()))
-                    self._signatures[model, version] = known
-                stream.bind(known)
+                stream.wait_opened(seconds)
             except BaseException:
                 stream.cancel()
                 raise
@@ -125,10 +120,11 @@ class Client:
     ) -> Multiplex:
         """A call for many streams of one model, none of them open yet. `timeout`: seconds for the whole call.
 
-        All of its streams run the version that is the highest now, unless one is named.
+        All of its streams run the model that the first of them is opened with. Opening another one raises ModelChanged
+        once the server has another model under the name.
         """
-        signature = Signature(self._retrying(retry, lambda seconds: self.model(model, version, timeout=seconds)))
-        core, options = MultiplexCore(signature), self._options(metadata, timeout)
+        signature = self._retrying(retry, lambda seconds: self._described(model, version, seconds))
+        core, options = MultiplexCore(signature, version, self._catalog), self._options(metadata, timeout)
         multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
         self._live.add(multiplex)
         return multiplex
@@ -149,11 +145,10 @@ class Client:
         # A method of the client: whoever holds a stream holds its client.
         self._live.discard(stream)
 
-    def _signature(self, name: str, version: int, seconds: float) -> Signature:
-        known = self._signatures.get((name, version))
-        if known is None:
-            known = self._signatures[name, version] = Signature(self.model(name, version, timeout=seconds))
-        return known
+    def _described(self, name: str, version: int, seconds: float) -> Signature:
+        request = pb.GetModelRequest(model=name, version=version)
+        message = self._call(_rpc.GET_MODEL, request, pb.GetModelResponse, seconds)
+        return self._catalog.described(message, (name, version))
 
     def _retrying(self, retry: Retry | None, attempt: Callable[[float], R]) -> R:
         retry = retry or self._retry

@@ -78,6 +78,13 @@ class CannotResume(CellstreamError):
     reason = "state_lost"
 
 
+class ModelChanged(CellstreamError):
+    """The server has another model under the name than a multiplexed call's other streams run; open a new call."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "model_changed"
+
+
 class ComputeFailed(CellstreamError):
     """The model can't compute this stream's step."""
 

@@ -58,7 +58,8 @@ class ModelSummary:
 class Model:
     """One version of a model: its tensors, states and limits, where it runs, and the proof it carries.
 
-    `certificate` is the parity certificate, None for an unproved model.
+    `certificate` is the parity certificate, None for an unproved model. `digest` names all of this but `ready`: another
+    model under the same name and version has another one.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Model:
     weights_digest: str
     certificate: Mapping[str, Any] | None
     notes: Mapping[str, str]
+    digest: str = ""
 
 
 def model_from(message: pb.GetModelResponse) -> Model:
@@ -97,6 +99,7 @@ def model_from(message: pb.GetModelResponse) -> Model:
         weights_digest=message.weights_digest,
         certificate=json.loads(message.certificate_json) if message.certificate_json else None,
         notes=dict(message.notes),
+        digest=message.digest.hex(),
     )
 
 

@@ -5,7 +5,6 @@ Not hot, so they live on the public gRPC server.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,9 @@ import grpc
 import structlog
 
 from cellstream.v1 import stream_inference_pb2 as pb
-from model.contract import TensorSpec, certificate_to_plain
 from serving.errand import Post, on_loop
 from serving.errors import InvalidInput
 from serving.front import SERVICE, Front
-from serving.lane import Lane
 from serving.live_sequence import Key
 from serving.unary import unary
 
@@ -43,7 +40,8 @@ class _Admin:
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """One model."""
-        return describe(self._front.find(request.model, request.version))
+        lane = self._front.find(request.model, request.version)
+        return lane.description.message(ready=lane.ready)
 
     def list_sequences(self, request: pb.ListSequencesRequest) -> pb.ListSequencesResponse:
         """A model's live sequences, those idle for longest first."""
@@ -113,41 +111,3 @@ def _key(wanted: pb.SequenceId) -> Key:
 
 def _sequence_id(key: Key) -> pb.SequenceId:
     return pb.SequenceId(number=key) if isinstance(key, int) else pb.SequenceId(text=key)
-
-
-def describe(lane: Lane) -> pb.GetModelResponse:
-    """Everything a client may know of a model."""
-    contract, limits = lane.contract, lane.limits
-    certificate = contract.certificate
-    return pb.GetModelResponse(
-        name=lane.name,
-        version=lane.version,
-        ready=lane.ready,
-        inputs=[_tensor(spec) for spec in contract.inputs],
-        outputs=[_tensor(spec) for spec in contract.outputs],
-        states=[
-            pb.State(input=state.input, output=state.output, dtype=state.dtype, shape=state.shape)
-            for state in contract.states
-        ],
-        precision=contract.precision,
-        device=lane.engine.device,
-        weights_digest=contract.weights_digest,
-        certificate_json="" if certificate is None else json.dumps(certificate_to_plain(certificate)),
-        limits=pb.Limits(
-            max_streams=limits.max_streams,
-            max_steps_per_message=limits.max_steps_per_message,
-            max_waiting_steps=limits.max_waiting_steps,
-            max_message_bytes=limits.max_message_bytes,
-            window_steps=limits.window_steps,
-        ),
-        notes=dict(contract.notes),
-    )
-
-
-def _tensor(spec: TensorSpec) -> pb.Tensor:
-    bounds: dict[str, Any] = {}
-    if spec.minimum is not None:
-        bounds["minimum"] = spec.minimum
-    if spec.maximum is not None:
-        bounds["maximum"] = spec.maximum
-    return pb.Tensor(name=spec.name, dtype=spec.dtype, shape=spec.shape, **bounds)

@@ -80,6 +80,7 @@ class Front:
             epoch=1,
             window_steps=self.limits.window_steps,
             max_steps_per_message=self.limits.max_steps_per_message,
+            model_digest=lane.description.digest,
         )
         return lane, stream, opened
 

@@ -16,6 +16,7 @@ import structlog
 
 from model.contract import Contract
 from serving.config import UINT32_MAX, Batching, Limits, Sequencing
+from serving.description import Description
 from serving.engine import EngineError
 from serving.errors import ComputeFailed, ConfigError, Refusal, Unavailable, UnknownModel
 from serving.inputs import InputCheck
@@ -85,6 +86,7 @@ class Lane:
         self.batching = replace(batching, slice_steps=engine.slice_steps)
         self.check = InputCheck(engine.contract, limits)
         self.layout = Layout(engine.contract)
+        self.description = Description(name, version, engine.contract, limits, engine.device)
         self.streams = Streams(check=self.check, limits=limits, batching=self.batching)
         self.sequences = Sequences(
             name,

@@ -71,7 +71,17 @@ def _columns(answers: list[_Gathered]) -> pb.StepRows:
 class MultiplexCall:
     """One Multiplex call: the wire's handler."""
 
-    __slots__ = ("_answers", "_call", "_finishing", "_front", "_held", "_members", "_response", "_waiting")
+    __slots__ = (
+        "_answers",
+        "_call",
+        "_described",
+        "_finishing",
+        "_front",
+        "_held",
+        "_members",
+        "_response",
+        "_waiting",
+    )
 
     def __init__(self, front: Front, call: Call) -> None:
         self._front = front
@@ -79,6 +89,7 @@ class MultiplexCall:
         self._members: dict[int, _Member] = {}
         self._response: pb.MultiplexResponse | None = None  # being gathered
         self._answers: dict[Lane, list[_Gathered]] = {}
+        self._described: set[bytes] = set()  # digests of the descriptions that were sent
         self._waiting = 0  # steps of all members that have arrived and aren't computed
         self._held = False
         self._finishing = False
@@ -196,6 +207,10 @@ class MultiplexCall:
             self.ended(key, refusal)
             return
         self._members[key] = member
+        description = member.lane.description
+        if description.digest not in self._described and description.wanted_by(opening):
+            self._described.add(description.digest)
+            opened.description.CopyFrom(description.message())
         self.gathering().opened.add(key=key, opened=opened)
         if self._held:
             member.lane.streams.batcher.hold(member.stream)

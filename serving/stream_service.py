@@ -144,6 +144,9 @@ class StreamCall:
                 raise WrongPhase("a second Open; one call is one stream")
             self._lane, self._stream, opened = self._front.open(request.open, self)
             self._singles = SingleSteps(self._lane.layout)
+            description = self._lane.description
+            if description.wanted_by(request.open):
+                opened.description.CopyFrom(description.message())
             self._send(pb.StreamResponse(opened=opened))
         else:
             raise InvalidInput("the message is neither Open nor Chunk")

@@ -16,6 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 import grpc
 
 from cellstream import _rpc
+from cellstream._catalog import Catalog
 from cellstream._multiplex import MultiplexCore
 from cellstream._protocol import Opening, StreamCore
 from cellstream._tensors import Signature
@@ -86,7 +87,7 @@ class Client:
             self._channel = grpc.aio.insecure_channel(address, arguments)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, arguments)
-        self._signatures: dict[tuple[str, int], Signature] = {}  # by name and version asked for
+        self._catalog = Catalog()
         self._live: set[Stream | Multiplex] = set()
         self._closed = False
 
@@ -119,17 +120,11 @@ class Client:
         opening = Opening(model, version, stream_id)
 
         async def attempt(seconds: float) -> Stream:
-            until = time.monotonic() + seconds
-            known = await self._signature(model, version, seconds)
-            core, options = StreamCore(opening), self._options(metadata, timeout)
+            core, options = StreamCore(opening, self._catalog), self._options(metadata, timeout)
             stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
             self._live.add(stream)
             try:
-                opened = await stream.wait_opened(max(0.0, until - time.monotonic()))
-                if opened.version != known.model.version:  # a newer one is the highest now
-                    known = await self._signature(model, opened.version, max(0.001, until - time.monotonic()))
-                    self._signatures[model, version] = known
-                stream.bind(known)
+                await stream.wait_opened(seconds)
             except BaseException:
                 await stream.cancel()
                 raise
@@ -148,12 +143,13 @@ class Client:
     ) -> Opens[Multiplex]:
         """A call for many streams of one model, none of them open yet. `timeout`: seconds for the whole call.
 
-        All of its streams run the version that is the highest now, unless one is named.
+        All of its streams run the model that the first of them is opened with. Opening another one raises ModelChanged
+        once the server has another model under the name.
         """
 
         async def attempt(seconds: float) -> Multiplex:
-            signature = Signature(await self.model(model, version, timeout=seconds))
-            core, options = MultiplexCore(signature), self._options(metadata, timeout)
+            signature = await self._described(model, version, seconds)
+            core, options = MultiplexCore(signature, version, self._catalog), self._options(metadata, timeout)
             multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
             self._live.add(multiplex)
             return multiplex
@@ -179,11 +175,10 @@ class Client:
         # A method of the client: whoever holds a stream holds its client.
         self._live.discard(stream)
 
-    async def _signature(self, name: str, version: int, seconds: float) -> Signature:
-        known = self._signatures.get((name, version))
-        if known is None:
-            known = self._signatures[name, version] = Signature(await self.model(name, version, timeout=seconds))
-        return known
+    async def _described(self, name: str, version: int, seconds: float) -> Signature:
+        request = pb.GetModelRequest(model=name, version=version)
+        message = await self._call(_rpc.GET_MODEL, request, pb.GetModelResponse, seconds)
+        return self._catalog.described(message, (name, version))
 
     async def _retrying(self, retry: Retry | None, attempt: Callable[[float], Awaitable[S]]) -> S:
         retry = retry or self._retry

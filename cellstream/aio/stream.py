@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from cellstream._pipeline import Pipeline
 from cellstream._protocol import Opened, StreamCore
-from cellstream._tensors import Signature, Values
+from cellstream._tensors import Values
 from cellstream._view import StreamView, open_timeout, step_timeout
 from cellstream.aio._link import Link
 
@@ -37,10 +37,6 @@ class Stream(StreamView):
         if not await self._link.wait(lambda: self._core.opened is not None or self._core.ended, timeout):
             raise open_timeout(timeout)
         return self._core.check_opened()
-
-    def bind(self, signature: Signature) -> None:
-        """The tensors of the opened model; for `Client.stream`."""
-        self._bind(signature)
 
     async def step(self, values: Any, *, timeout: float | None = None) -> Values:
         """Compute one step ([*shape]) or a chunk ([T, *shape]): its outputs, in the same form.

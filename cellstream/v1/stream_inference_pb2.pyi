@@ -27,21 +27,23 @@ class StreamResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., outputs: _Optional[_Union[Outputs, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., go_away: _Optional[_Union[GoAway, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("model", "version", "stream_id", "resume_token", "received_step")
+    __slots__ = ("model", "version", "stream_id", "resume_token", "received_step", "known_digest")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_STEP_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     stream_id: str
     resume_token: bytes
     received_step: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., stream_id: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., received_step: _Optional[int] = ...) -> None: ...
+    known_digest: bytes
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., stream_id: _Optional[str] = ..., resume_token: _Optional[bytes] = ..., received_step: _Optional[int] = ..., known_digest: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("model", "version", "stream_id", "next_step", "epoch", "resume_token", "checkpoint_interval_ms", "window_steps", "max_steps_per_message")
+    __slots__ = ("model", "version", "stream_id", "next_step", "epoch", "resume_token", "checkpoint_interval_ms", "window_steps", "max_steps_per_message", "model_digest", "description")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,8 @@ class Opened(_message.Message):
     CHECKPOINT_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     stream_id: str
@@ -60,7 +64,9 @@ class Opened(_message.Message):
     checkpoint_interval_ms: int
     window_steps: int
     max_steps_per_message: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., stream_id: _Optional[str] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., checkpoint_interval_ms: _Optional[int] = ..., window_steps: _Optional[int] = ..., max_steps_per_message: _Optional[int] = ...) -> None: ...
+    model_digest: bytes
+    description: GetModelResponse
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., stream_id: _Optional[str] = ..., next_step: _Optional[int] = ..., epoch: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., checkpoint_interval_ms: _Optional[int] = ..., window_steps: _Optional[int] = ..., max_steps_per_message: _Optional[int] = ..., model_digest: _Optional[bytes] = ..., description: _Optional[_Union[GetModelResponse, _Mapping]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("first_step", "steps", "inputs")
@@ -261,7 +267,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "ready", "inputs", "outputs", "states", "precision", "device", "weights_digest", "certificate_json", "limits", "notes")
+    __slots__ = ("name", "version", "ready", "inputs", "outputs", "states", "precision", "device", "weights_digest", "certificate_json", "limits", "notes", "digest")
     class NotesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -281,6 +287,7 @@ class GetModelResponse(_message.Message):
     CERTIFICATE_JSON_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     ready: bool
@@ -293,7 +300,8 @@ class GetModelResponse(_message.Message):
     certificate_json: str
     limits: Limits
     notes: _containers.ScalarMap[str, str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., ready: _Optional[bool] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[State, _Mapping]]] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., weights_digest: _Optional[str] = ..., certificate_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., notes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., ready: _Optional[bool] = ..., inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., states: _Optional[_Iterable[_Union[State, _Mapping]]] = ..., precision: _Optional[str] = ..., device: _Optional[str] = ..., weights_digest: _Optional[str] = ..., certificate_json: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., notes: _Optional[_Mapping[str, str]] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "minimum", "maximum")

@@ -6,6 +6,7 @@ their running sums; `newer` is `sum` with two versions; `odd` has a dtype that n
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ class Behaviour:
     max_steps_per_message: int = 8
     max_message_bytes: int = 4096
     highest: int = 2  # version of `newer`
+    describes: bool = True  # models in Opened; an older server doesn't
     refuse_opens: int = 0  # this many, before they are let through
     refusal: Refusal | None = None  # what they are refused with
     tamper: Callable[[pb.StreamResponse], list[pb.StreamResponse | bytes]] | None = None  # before it is sent
@@ -65,10 +67,10 @@ class Behaviour:
 class Sums:
     """One stream's state."""
 
-    def __init__(self, model: str, version: int) -> None:
-        self.model, self.version = model, version
-        self.inputs, self.outputs = _MODELS[model, version]
-        self._totals = [np.zeros(tuple(t.shape), t.dtype) for t in self.inputs]
+    def __init__(self, version: int, model: str, inputs: list[pb.Tensor], outputs: list[pb.Tensor]) -> None:
+        self.model, self.version, self.inputs, self.outputs = model, version, inputs, outputs
+        known = [t for t in self.inputs if t.dtype != "posit8"]
+        self._totals = [np.zeros(tuple(t.shape), t.dtype) for t in known]
         self.next_step = 1
 
     def step_bytes(self) -> list[int]:
@@ -115,6 +117,8 @@ class FakeServer:
         self.opens = 0
         self.most_ahead = 0  # most steps that had arrived in a stream and weren't answered
         self.model_requests = 0
+        self.descriptions = 0  # that were sent in Opened
+        self.models = dict(_MODELS)
         self._calls: set[queue.SimpleQueue[Any]] = set()
         self._server = grpc.server(ThreadPoolExecutor(40))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -151,12 +155,12 @@ class FakeServer:
 
     def _list(self, _request: Any, _context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(
-            models=[pb.ModelSummary(name=name, version=version, ready=True) for name, version in sorted(_MODELS)]
+            models=[pb.ModelSummary(name=name, version=version, ready=True) for name, version in sorted(self.models)]
         )
 
     def _version(self, name: str, version: int) -> int:
         version = version or (self.behaviour.highest if name == "newer" else 1)
-        if (name, version) not in _MODELS:
+        if (name, version) not in self.models:
             raise Refusal(grpc.StatusCode.NOT_FOUND, "unknown_model", f"no model {name!r} in version {version}")
         return version
 
@@ -166,10 +170,13 @@ class FakeServer:
             version = self._version(request.model, request.version)
         except Refusal as refusal:
             _abort(context, refusal)
-        inputs, outputs = _MODELS[request.model, version]
+        return self._describe(request.model, version)
+
+    def _describe(self, name: str, version: int) -> pb.GetModelResponse:
+        inputs, outputs = self.models[name, version]
         b = self.behaviour
-        return pb.GetModelResponse(
-            name=request.model,
+        message = pb.GetModelResponse(
+            name=name,
             version=version,
             ready=True,
             inputs=inputs,
@@ -178,7 +185,7 @@ class FakeServer:
             precision="float32",
             device="cpu",
             weights_digest="0123",
-            certificate_json='{"passed": true}' if request.model == "sum" else "",
+            certificate_json='{"passed": true}' if name == "sum" else "",
             limits=pb.Limits(
                 max_streams=10,
                 max_steps_per_message=b.max_steps_per_message,
@@ -188,6 +195,9 @@ class FakeServer:
             ),
             notes={"made by": "nobody"},
         )
+        if b.describes:
+            message.digest = hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+        return message
 
     def _events(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         """What arrives, and GoAway when told to; ends at half-close and when the call is over."""
@@ -253,7 +263,12 @@ class FakeServer:
             window_steps=b.window_steps,
             max_steps_per_message=b.max_steps_per_message,
         )
-        return Sums(opening.model, version), opened
+        description = self._describe(opening.model, version)
+        opened.model_digest = description.digest
+        if b.describes and opening.HasField("known_digest") and opening.known_digest != description.digest:
+            opened.description.CopyFrom(description)
+            self.descriptions += 1
+        return Sums(version, opening.model, *self.models[opening.model, version]), opened
 
     def _multiplex(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.MultiplexResponse]:
         members: dict[int, Sums] = {}

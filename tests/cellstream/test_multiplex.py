@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import cellstream
+from cellstream._catalog import Catalog
 from cellstream._multiplex import MultiplexCore
 from cellstream._requests import Gathered
 from cellstream._rows import join
 from cellstream.v1 import stream_inference_pb2 as pb
 from tests.cellstream.fake_server import REFUSED, FakeServer, Refusal
-from tests.cellstream.models import int64, signature
+from tests.cellstream.models import int64, opened_as, signature
 
 KEYS = st.integers(0, 5)
 
@@ -29,7 +30,7 @@ class MultiplexMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = MultiplexCore(signature(max_bytes=160))
+        self.core = MultiplexCore(signature(max_bytes=160), 0, Catalog())
         self.wire: dict[int, list[int]] = {}  # by key: what the server has
         self.answered: dict[int, int] = {}
         self.pushed: dict[int, int] = {}
@@ -45,7 +46,7 @@ class MultiplexMachine(RuleBasedStateMachine):
             return
         self.core.open({key: ""})
         self.send()
-        opened = pb.MultiplexOpened(key=key, opened=pb.Opened(next_step=1))
+        opened = pb.MultiplexOpened(key=key, opened=opened_as())
         self.core.receive(pb.MultiplexResponse(opened=[opened]).SerializeToString())
         assert self.core.settled([key])
         self.wire[key], self.answered[key], self.pushed[key] = [], 0, 0
@@ -161,8 +162,8 @@ TestMultiplexMachine.settings = settings(max_examples=50, stateful_step_count=25
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], steps=[3], tensors=[int64([1, 2, 3])])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1], first_steps=[1], tensors=[b"short"])]),
         pb.MultiplexResponse(outputs=[pb.StepRows(keys=[1, 1], first_steps=[1], tensors=[int64([1])])]),
-        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=1, opened=pb.Opened(next_step=1))]),
-        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=3, opened=pb.Opened(next_step=1))]),
+        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=1, opened=opened_as())]),
+        pb.MultiplexResponse(opened=[pb.MultiplexOpened(key=3, opened=opened_as())]),
     ],
 )
 def test_a_faulty_server_raises_a_typed_error(response: pb.MultiplexResponse) -> None:
@@ -175,7 +176,7 @@ def test_a_faulty_server_raises_a_typed_error(response: pb.MultiplexResponse) ->
 
 def opened(*keys: int) -> MultiplexCore:
     """A core with these keys open."""
-    core = MultiplexCore(signature())
+    core = MultiplexCore(signature(), 0, Catalog())
     core.open(dict.fromkeys(keys, ""))
     confirm(core, *keys)
     return core
@@ -183,7 +184,7 @@ def opened(*keys: int) -> MultiplexCore:
 
 def confirm(core: MultiplexCore, *keys: int) -> None:
     """The server opens these."""
-    messages = [pb.MultiplexOpened(key=key, opened=pb.Opened(next_step=1)) for key in keys]
+    messages = [pb.MultiplexOpened(key=key, opened=opened_as()) for key in keys]
     core.receive(pb.MultiplexResponse(opened=messages).SerializeToString())
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cellstream import errors
 from cellstream._protocol import Phase
 from cellstream.v1 import stream_inference_pb2 as pb
-from tests.cellstream.models import int64, opened_core, outputs, steps_of
+from tests.cellstream.models import int64, opened_as, opened_core, outputs, steps_of
 
 
 class StreamMachine(RuleBasedStateMachine):
@@ -138,10 +138,10 @@ def test_outputs_of_the_wrong_size_are_refused(response: pb.Outputs) -> None:
 def test_a_second_opened_and_a_wrong_first_step_are_refused() -> None:
     """A server can't open a stream twice, nor start a new one in the middle."""
     core = opened_core()
-    again = pb.StreamResponse(opened=pb.Opened(next_step=1)).SerializeToString()
+    again = pb.StreamResponse(opened=opened_as()).SerializeToString()
     with pytest.raises(errors.ProtocolError, match="twice"):
         core.receive(again)
-    late = pb.StreamResponse(opened=pb.Opened(next_step=8)).SerializeToString()
+    late = pb.StreamResponse(opened=opened_as(next_step=8)).SerializeToString()
     fresh = opened_core()
     fresh.opened = None
     with pytest.raises(errors.ProtocolError, match="step 8"):

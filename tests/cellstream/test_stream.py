@@ -243,7 +243,7 @@ def test_threads_share_a_stream(client: cellstream.Client) -> None:
 
 
 def test_many_streams_on_one_client(client: cellstream.Client, server: FakeServer) -> None:
-    """Streams on one client don't meet, and the model's description is asked for once."""
+    """Streams on one client don't meet, and the model's description is sent once."""
 
     def work(number: int) -> list[int]:
         with client.stream("sum") as stream:
@@ -252,7 +252,7 @@ def test_many_streams_on_one_client(client: cellstream.Client, server: FakeServe
     with client.stream("sum"), ThreadPoolExecutor(8) as pool:
         results = list(pool.map(work, range(12)))
     assert results == [[n * k for k in range(1, 6)] for n in range(12)]
-    assert server.model_requests == 1
+    assert (server.model_requests, server.descriptions) == (0, 1)
 
 
 @pytest.mark.parametrize(

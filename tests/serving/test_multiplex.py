@@ -51,9 +51,9 @@ class MultiplexCall(RawCall):
         self.steps: dict[int, int] = defaultdict(int)
         self.ended: dict[int, pb.MultiplexEnded] = {}
 
-    def open(self, *keys: int, model: str = "vectors") -> None:
+    def open(self, *keys: int, model: str = "vectors", **fields: Any) -> None:
         """Ask for streams."""
-        openings = [pb.MultiplexOpen(key=key, open=pb.Open(model=model)) for key in keys]
+        openings = [pb.MultiplexOpen(key=key, open=pb.Open(model=model, **fields)) for key in keys]
         self.send(pb.MultiplexRequest(opens=openings))
 
     def rows(self, chunks: Mapping[int, npt.NDArray[Any]]) -> pb.StepRows:
@@ -105,6 +105,18 @@ def alone(channel: grpc.Channel, x: npt.NDArray[Any]) -> bytes:
     with StreamCall(channel) as stream:
         stream.open("vectors")
         return b"".join(stream.run(x))
+
+
+def test_a_description_is_sent_once_in_a_call(channel: grpc.Channel) -> None:
+    """Many streams opened by a client that knows no model: one of the answers carries the description, all its name."""
+    with MultiplexCall(channel) as call:
+        call.open(1, 2, known_digest=b"")
+        call.open(3, known_digest=b"")
+        while len(call.opened) < 3:
+            call.take()
+    assert [call.opened[key].HasField("description") for key in (1, 2, 3)] == [True, False, False]
+    digests = {opened.model_digest for opened in call.opened.values()}
+    assert digests == {call.opened[1].description.digest}
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

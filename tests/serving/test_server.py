@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import urllib.request
@@ -435,6 +436,30 @@ def health_of(channel: grpc.Channel, service: str) -> int:
     """What health says."""
     stub = health_pb2_grpc.HealthStub(channel)
     return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS).status)
+
+
+def test_opened_says_which_model_runs(channel: grpc.Channel) -> None:
+    """Opened names the model's description; it carries it for a client that asks and has another one, or none."""
+    described = channel.unary_unary(
+        f"{SERVICE}/GetModel", pb.GetModelRequest.SerializeToString, pb.GetModelResponse.FromString
+    )(pb.GetModelRequest(model="tokens"))
+    bare = pb.GetModelResponse.FromString(described.SerializeToString())
+    bare.ClearField("digest")
+    bare.ClearField("ready")
+    assert described.digest == hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, False),  # a client that doesn't ask
+        ({"known_digest": b""}, True),
+        ({"known_digest": b"another"}, True),
+        ({"known_digest": described.digest}, False),
+    ]
+    for fields, carried in cases:
+        with StreamCall(channel) as stream:
+            opened = stream.open("tokens", **fields)
+            assert opened.model_digest == described.digest
+            assert opened.HasField("description") == carried
+            if carried:
+                assert opened.description == described
 
 
 def test_health_per_model_and_reflection(channel: grpc.Channel) -> None:
