@@ -32,8 +32,10 @@ With --workers the kernel spreads connections, not streams: a connection stays w
 its streams. A client that wants more than one worker opens several connections. Limits hold for each worker. One that
 dies is replaced at once; its clients' streams are lost, and they are told.
 
-SIGTERM (or Ctrl-C) drains: new streams are refused, open ones have --grace seconds to finish, exit status 0. A second
-signal exits at once.
+SIGTERM (or Ctrl-C) drains. At once health says NOT_SERVING and new streams are refused. After --drain-delay the port is
+closed and every connection gets HTTP/2's GOAWAY, so that its next stream goes to another server. Open streams are told,
+and go on stepping for --grace seconds; those that are left are then ended. The exit status is 0. A second signal ends
+the process at once.
 """
 
 
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N",
         help="threads in one run; more than 1 pays for large models only (default: %(default)s)")  # fmt: skip
     add("--grace", type=float, default=10.0, metavar="SECONDS",
-        help="what open streams get after SIGTERM (default: %(default)s)")  # fmt: skip
+        help="how long open streams go on stepping in a drain (default: %(default)s)")  # fmt: skip
+    add("--drain-delay", type=float, default=0.0, metavar="SECONDS",
+        help="how long connections stay before that, for balancers to notice (default: %(default)s)")  # fmt: skip
     add("--allow-unproved", action="store_true", help="serve artifacts without a valid parity certificate")
     add("--log-format", choices=("auto", "console", "json"), default="auto",
         help="auto: console on a terminal, else JSON lines (default: %(default)s)")  # fmt: skip
@@ -121,6 +125,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         share_port=arguments.as_worker is not None,
         threads=arguments.threads,
         allow_unproved=arguments.allow_unproved,
+        drain_delay=arguments.drain_delay,
         grace=arguments.grace,
         limits=Limits(**pick(Limits)),
         batching=Batching(**pick(Batching)),

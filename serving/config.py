@@ -136,7 +136,10 @@ class ServerConfig:
     threads: int = 1
     # Serve artifacts whose parity certificate is missing or failed.
     allow_unproved: bool = False
-    # Seconds that open streams get to finish after SIGTERM.
+    # Seconds between SIGTERM and HTTP/2's GOAWAY: the server opens no new streams and says so to health checks, while
+    # connections stay. Too short: balancers that learn by health checks still send connections to a closed port.
+    drain_delay: float = 0.0
+    # Seconds that open streams go on after that. Too short: they are cut off; too long: a restart takes as long.
     grace: float = 10.0
     limits: Limits = field(default_factory=Limits)
     batching: Batching = field(default_factory=Batching)
@@ -154,5 +157,6 @@ class ServerConfig:
             raise ConfigError("model control needs a single process: a request would reach one of the workers only")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
-        if not 0 <= self.grace <= LONGEST_GRACE:
-            raise ConfigError(f"grace is {self.grace} s; it must be from 0 to {LONGEST_GRACE:.0f}")
+        for what, seconds in {"grace": self.grace, "drain delay": self.drain_delay}.items():
+            if not 0 <= seconds <= LONGEST_GRACE:
+                raise ConfigError(f"{what} is {seconds} s; it must be from 0 to {LONGEST_GRACE:.0f}")

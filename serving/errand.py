@@ -17,10 +17,10 @@ R = TypeVar("R")
 Post = Callable[[Callable[[], None]], None]
 
 
-def on_loop(post: Post, work: Callable[[], R]) -> R:
+def on_loop(post: Post, work: Callable[[], R], *, seconds: float = SECONDS) -> R:
     """Have `work` done on the loop's thread by way of `post`, and return what it gives, or raise what it raises.
 
-    Raises Unavailable if the loop doesn't come to it.
+    Raises Unavailable if the loop doesn't come to it within `seconds`.
     """
     done = threading.Event()
     results: list[R] = []
@@ -34,7 +34,7 @@ def on_loop(post: Post, work: Callable[[], R]) -> R:
         done.set()
 
     post(carry_out)
-    if not done.wait(SECONDS):
+    if not done.wait(seconds):
         raise Unavailable("the server is too busy at the moment; try again")
     if errors:
         raise errors[0]

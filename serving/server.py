@@ -5,6 +5,7 @@ Owns the wiring and the shutdown. The only place that knows every part.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -20,7 +21,7 @@ from serving.admin_service import add_admin_service
 from serving.config import ServerConfig, host_and_port
 from serving.engine import Engine
 from serving.errand import on_loop
-from serving.errors import ConfigError
+from serving.errors import ConfigError, ShuttingDown, Unavailable
 from serving.front import SERVICE, Front
 from serving.graph_files import GraphFiles
 from serving.health import Health
@@ -37,6 +38,7 @@ from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
 from serving.stats import ServerStats
+from serving.status import code_of, trailing
 from serving.streams import slab_rows
 from serving.wire import SERVER_OPTIONS, Wire
 
@@ -109,16 +111,24 @@ class Server:
             self.health.update(working=self._clock() - self.loop.beat < STALLED_SECONDS)
 
     def drain(self) -> bool:
-        """Leave: refuse new streams, let open ones finish for `grace` seconds, end the rest. True if all went well."""
-        grace = self._config.grace
-        log.info("draining", streams=sum(lane.streams.live for lane in self.lanes), grace_seconds=grace)
+        """Leave: refuse new streams, let open ones go on for `grace` seconds, end the rest. True if all went well."""
+        config, grace = self._config, self._config.grace
+        streams = sum(lane.streams.live for lane in self.lanes)
+        log.info("draining", streams=streams, delay_seconds=config.drain_delay, grace_seconds=grace)
         self.health.leave()
-        self.loop.post(self._close)
+        self._do(self._close)
+        if self.loop.alive:
+            time.sleep(config.drain_delay)
+        # The port is closed, and every connection gets GOAWAY: whoever is told to go next finds another server.
+        self._server.stop(grace + _LAST_WORDS_SECONDS)
+        self._do(lambda: self.front.go_away(grace))
         self._wait_for_calls(grace)
         left = sum(lane.streams.live for lane in self.lanes)
-        self.loop.post(
-            lambda: self._wire.refuse_all(grpc.StatusCode.UNAVAILABLE, "the server has shut down; use another one")
-        )
+        last_words = ShuttingDown("the server has shut down; use another one")
+        code, text = code_of(last_words), str(last_words)
+        self._do(lambda: self._wire.finish_all(code, text, trailing(last_words)))
+        self._wait_for_calls(_LAST_WORDS_SECONDS)
+        self._do(lambda: self._wire.refuse_all(code, text))  # clients that don't read
         self._wait_for_calls(_LAST_WORDS_SECONDS)
         stopped = self._server.stop(0)
         ended = self.loop.stop(_LAST_WORDS_SECONDS)
@@ -151,7 +161,12 @@ class Server:
         self.control.close()
         for lane in self.lanes:
             lane.streams.close()
-        self.front.go_away(self._config.grace)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Have the loop do `work`, and wait for it, if it still does its turns."""
+        if self.loop.alive:
+            with contextlib.suppress(Unavailable):
+                on_loop(self.loop.post, work, seconds=_LAST_WORDS_SECONDS)
 
     def _wait_for_calls(self, seconds: float) -> None:
         deadline = self._clock() + seconds

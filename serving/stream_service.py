@@ -12,7 +12,7 @@ from grpc import StatusCode
 
 from cellstream.v1 import stream_inference_pb2 as pb
 from serving.call import Call
-from serving.errors import InvalidInput, Refusal, WrongPhase
+from serving.errors import InvalidInput, Refusal, ShuttingDown, WrongPhase
 from serving.front import SERVICE, Front
 from serving.lane import Lane
 from serving.single_steps import SingleSteps
@@ -120,7 +120,10 @@ class StreamCall:
     # From the server.
 
     def go_away(self, grace_ms: int) -> None:
-        """Tell the client that the server is about to shut down."""
+        """Tell the client that the server shuts down; end a call that hasn't opened its stream."""
+        if self._stream is None:
+            self._refuse(ShuttingDown("the server is shutting down; open the stream on another one"))
+            return
         self._send(pb.StreamResponse(go_away=pb.GoAway(grace_ms=grace_ms)))
 
     def flush(self) -> None:

@@ -32,7 +32,7 @@ STEADY_SECONDS = 10.0  # a worker that dies sooner counts as one that fails agai
 FIRST_PAUSE = 0.5  # seconds after the second death in a row, then twice as long each time
 LONGEST_PAUSE = 30.0
 FAILED_STARTS = 5  # in a row, of every worker, are the end
-_LAST_WORDS_SECONDS = 10.0  # beyond its grace, for a worker to leave
+_LAST_WORDS_SECONDS = 15.0  # beyond its grace, for a worker to leave
 
 log = structlog.get_logger(__name__)
 
@@ -195,7 +195,7 @@ class Supervisor:
             raise StartError(f"no worker can be started any more; the last one: {problem or _cause(status)}")
 
     def _leave(self) -> None:
-        self._leave_by = self._clock() + self._config.grace + _LAST_WORDS_SECONDS
+        self._leave_by = self._clock() + self._config.drain_delay + self._config.grace + _LAST_WORDS_SECONDS
         log.info("draining", workers=sum(worker.ready_since is not None for worker in self._workers))
         for worker in self._workers:
             if worker.process is not None:

@@ -5,7 +5,8 @@ know what a message means, what a stream is, or when a batch runs. These two alo
 is no public interface: grpcio is pinned exactly, and tests/serving/test_wire.py is what a newer one must pass.
 
 The order of a server's life: Wire(server, methods), server.start(), start(), then poll() again and again. At the end
-refuse_all(), more polls for as long as clients may take to read their status, server.stop(0), stop().
+server.stop(grace), finish_all(), more polls for as long as clients may take to read their status, refuse_all() for
+those that don't, server.stop(0), stop().
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
-from serving.call import Call, Handler, WireError
+from serving.call import Call, Handler, Metadata, WireError
 
 TESTED_GRPC = "1.85.1"
 # What grpc.server() must be given.
@@ -55,7 +56,7 @@ class Wire:
         self._calls: set[Call] = set()
         self._anchor: Call | None = None  # the call that markers go through
         self._requested = 0
-        self._refusal: tuple[grpc.StatusCode, str] | None = None
+        self._refusal: tuple[grpc.StatusCode, str, Metadata] | None = None
         self.live = 0  # calls that aren't over
         self.now = 0.0  # monotonic seconds: when the latest event was waited for no longer
         self.half_closed: list[Call] = []  # told at the end of the poll; the calls themselves add to it
@@ -98,9 +99,19 @@ class Wire:
             self.half_closed.pop().half_close()
         return events
 
+    def finish_all(self, code: grpc.StatusCode, details: str, metadata: Metadata = ()) -> None:
+        """End every call with this status once its client has taken what waits, and from now on every new one.
+
+        Polling carries it out. Unlike refuse_all() it reaches the last call of a connection that has had its GOAWAY:
+        gRPC closes such a connection before it has written the status of an aborted call.
+        """
+        self._refusal = (code, details, metadata)
+        for call in tuple(self._calls):
+            call.finish(code, details, metadata)
+
     def refuse_all(self, code: grpc.StatusCode, details: str) -> None:
-        """End every call with this status, and from now on every new one. Polling carries it out."""
-        self._refusal = (code, details)
+        """End every call with this status now, and from now on every new one. Polling carries it out."""
+        self._refusal = (code, details, ())
         for call in tuple(self._calls):
             call.abort(code, details)
 

@@ -426,8 +426,9 @@ def test_a_sequence_lives_in_one_worker(models: Path) -> None:
 
 
 def test_sigterm_tells_every_stream(models: Path) -> None:
-    """A stream without a live sequence is ended at once, one with lives until its END, one that stays is cut off."""
-    with started("--model-repository", str(models), "--grace", "1", "--allow-unproved") as (process, address):
+    """A stream without a live sequence is ended, one with lives until its END, one that stays is cut off."""
+    options = ("--allow-unproved", "--drain-delay", "1", "--grace", "1")
+    with started("--model-repository", str(models), *options) as (process, address):
         with streaming(address) as bare, streaming(address) as ending, streaming(address) as staying:
             for stream, key in ((ending, 1), (staying, 2)):
                 stream.send(given(1)[0], key, sequence_start=True)
@@ -435,12 +436,12 @@ def test_sigterm_tells_every_stream(models: Path) -> None:
             bare.send(given(1)[0], 3, sequence_start=True, sequence_end=True)
             bare.y()
             process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not bare.client.is_server_ready())
+            assert bare.client.is_server_live()
+            assert not bare.client.is_model_ready("lstm")
             with pytest.raises(Error, match="the server is shutting down") as told:
                 bare.result()
             assert told.value.status() == "StatusCode.UNAVAILABLE"
-            assert bare.client.is_server_live()
-            assert not bare.client.is_server_ready()
-            assert not bare.client.is_model_ready("lstm")
             staying.send(given(1)[0], 4, sequence_start=True)
             with pytest.raises(Error, match="shutting down"):
                 staying.result()
