@@ -5,13 +5,13 @@ Owns paths and bytes. Knows nothing of what is in the graphs.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from export import staging
+from model import interruption
 from model.contract import Certificate, Contract, ContractError, certificate_to_plain, graph_digest
 
 MODEL = "model.onnx"
@@ -30,6 +32,21 @@ PAGE = "parity.html"
 ALIGNMENT = 64  # bytes, of each weight in the weights file
 SMALL = 64  # elements: integer constants up to this size stay in the graph, where shape inference sees them
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+LONGEST_NAME = 128  # letters: any file system has room for that, and so have labels of metrics
+LAST_VERSION = 2**63 - 1
+_ELSEWHERE = "give a folder that you may write into, as in --out FOLDER"
+_HINTS = {
+    errno.ENOSPC: "free some space there, or give another folder, as in --out FOLDER",
+    errno.EDQUOT: "free some space there, or give another folder, as in --out FOLDER",
+    errno.EFBIG: "the limit on the size of files (ulimit -f) is too small for this model",
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: "a file is in the way; give another folder, as in --out FOLDER",
+    errno.EEXIST: "a file is in the way; give another folder, as in --out FOLDER",
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
 
 
 class ArtifactError(ValueError):
@@ -40,6 +57,8 @@ def check_name(name: str) -> str:
     """The name, if a folder and a model can be called so; raises ArtifactError otherwise."""
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise ArtifactError(f"name {name!r}: letters, digits, '.', '_' and '-' only, and no '.' in front")
+    if len(name) > LONGEST_NAME:
+        raise ArtifactError(f"a name of {len(name)} letters: at most {LONGEST_NAME}")
     return name
 
 
@@ -60,6 +79,8 @@ def target(out: Path, name: str, version: int | None) -> Path:
         return folder / str(max(versions(folder), default=0) + 1)
     if version < 1:
         raise ArtifactError(f"version {version}: versions count from 1")
+    if version > LAST_VERSION:
+        raise ArtifactError(f"version {version}: at most {LAST_VERSION}, the last that the protocol can say")
     if (folder / str(version)).exists():
         raise ArtifactError(
             f"{folder / str(version)} exists, and artifacts never change: leave out --version to get the next free"
@@ -83,26 +104,43 @@ def find(path: Path) -> Path:
 
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
-    """A folder to write an artifact into, which becomes `final` at the end of the block and vanishes on any error."""
+    """A folder to write an artifact into, which becomes `final` at the end of the block and vanishes on any error.
+
+    What killed exports left in the repository is removed first. Raises ArtifactError where it can't be written.
+    """
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        with staging.hidden(final) as folder:
+            yield folder
+            folder.chmod(0o755)
+            _publish(folder, final)
     except OSError as error:
-        raise ArtifactError(f"can't write into {final.parent}: {error.strerror or error}") from error
+        if isinstance(error, BrokenPipeError) or not _within(error.filename, final.parent):
+            raise
+        raise ArtifactError(f"can't write into {final.parent}: {reason(error)}") from error
+
+
+def _publish(folder: Path, final: Path) -> None:
     try:
-        yield folder
-        folder.chmod(0o755)
-        try:
-            folder.rename(final)
-        except OSError as error:
-            raise ArtifactError(
-                f"{final} appeared while this export ran: export again to get another version"
-            ) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            final.parent.rmdir()  # only where nothing else is in it
-        raise
+        folder.rename(final)
+    except OSError as error:
+        if not final.exists():
+            raise
+        raise ArtifactError(f"{final} appeared while this export ran: export again to get another version") from error
+    interruption.done(folder, final)
+
+
+def _within(name: object, folder: Path) -> bool:
+    """Whether an OSError's file name lies in `folder` or on the way to it, or is unknown, as that of a write is."""
+    if name is None:
+        return True
+    path = Path(os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name))
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+def reason(error: OSError) -> str:
+    """Why something can't be read or written, and what to do."""
+    text = error.strerror or str(error)
+    return f"{text}; {hint}" if (hint := _HINTS.get(error.errno or 0)) else text
 
 
 def move_weights(model: ModelProto) -> bytes:

@@ -156,7 +156,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
         inputs=tuple(options.input),
         outputs=tuple(options.output),
         constants={name: _array("constant", value) for name, value in pairs("constant", options.constant).items()},
-        initial={name: _array("initial", value) for name, value in pairs("initial", options.initial).items()},
+        initial={name: _finite("initial", name, value) for name, value in pairs("initial", options.initial).items()},
         shapes={name: _layout(name, value) for name, value in pairs("shape", options.shape).items()},
         ranges={name: bounds(name, value) for name, value in pairs("range", options.range).items()},
         starts={name: _start(name, value) for name, value in _started(options.start).items()},
@@ -190,7 +190,7 @@ def _start(name: str, text: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     false, _, true = text.partition(":")
     if not (false and true):
         raise WrapError(f"--start {name}={text}: it has the form NAME=FALSE:TRUE")
-    return _array("start", false), _array("start", true)
+    return _finite("start", name, false), _finite("start", name, true)
 
 
 def _array(option: str, text: str) -> npt.NDArray[Any]:
@@ -205,6 +205,14 @@ def _array(option: str, text: str) -> npt.NDArray[Any]:
     except ValueError as error:
         raise WrapError(f"--{option}: {text!r} is no number, list of numbers or .npy file") from error
     return np.array(numbers[0] if len(numbers) == 1 else numbers)
+
+
+def _finite(option: str, name: str, text: str) -> npt.NDArray[Any]:
+    """A value that a stream begins with; raises WrapError where it isn't finite: the server takes no such state."""
+    value = _array(option, text)
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise WrapError(f"--{option} {name}={text}: every value must be finite, and here is NaN or infinity")
+    return value
 
 
 def _number(text: str) -> float:

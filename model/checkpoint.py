@@ -5,6 +5,8 @@ Owns the file formats. Knows nothing of training and of ONNX.
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import pickle
@@ -18,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model import interruption
 from model.lstm import LSTM, Spec
 from model.weights import WeightsError, check_finite, kind_of, normalize, select
 
@@ -59,17 +62,44 @@ class Others:
 
 
 def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
-    """Write weights, spec and notes as safetensors; the file appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write weights, spec and notes as safetensors; the file appears under its name only when it is complete.
+
+    Raises CheckpointError where it can't be written.
+    """
     weights = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
     metadata = {SPEC_KEY: module.spec.to_json(), NOTES_KEY: json.dumps(dict(notes or {}), sort_keys=True)}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = check_writable(path)
     try:
+        interruption.writing(unfinished)
         save_file(weights, unfinished, metadata=metadata)
         unfinished.chmod(0o644)  # safetensors leaves it to its writer alone
         unfinished.replace(path)
+        interruption.done(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
+        interruption.done(unfinished)
+
+
+def check_writable(path: Path) -> Path:
+    """The name under which `path` is written until it is complete; raises CheckpointError where it can't be made.
+
+    What a killed process left under such a name is removed.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if left.suffix[1:].isdecimal() and not Path("/proc", left.suffix[1:]).exists():
+                left.unlink()
+        unfinished.touch()
+        unfinished.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error.strerror or error}; give another file") from error
+    return unfinished
 
 
 EVERYTHING = Picked()

@@ -5,9 +5,15 @@ Owns the training loop, its settings and its command line. Files come from model
 
 from __future__ import annotations
 
+import sys
+
+from model import interruption
+
+if __name__ == "__main__":
+    interruption.while_importing()  # PyTorch takes seconds
+
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +34,7 @@ BYTE_LM = Spec(vocabulary=corpus.SYMBOLS, encoder_size=64, hidden_size=256, laye
 NOTES = {"tokens": "bytes", "training data": "source text of Python's standard library"}
 TARGET_BITS = 3.0  # above this on held-out files, something went wrong
 EVALUATION_STEPS = 2048
-INTERRUPTED = 130  # 128 and the signal, as shells have it
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +196,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--out {options.out}: the name must end in .safetensors")
     if options.steps < 1 or options.threads < 1:
         parser.error("--steps and --threads must be at least 1")
+    if options.threads > MOST_THREADS or not 0 <= options.seed < 2**63:
+        parser.error(f"--threads must be at most {MOST_THREADS}, and --seed from 0 to 2^63 - 1")
     return options
 
 
@@ -197,16 +205,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, show the outcome, write the checkpoint; exit code 1 where the model learnt too little."""
     options = parse(arguments)
     console = Console()
+    interruption.begin()
     try:
+        checkpoint.check_writable(options.out)
         settings = Settings(steps=options.steps, seed=options.seed, threads=options.threads)
         module, outcome = run(settings, console)
         checkpoint.save(module, options.out, notes=NOTES | {"held-out bits per byte": f"{outcome.model_bits:.3f}"})
-    except (corpus.CorpusError, OSError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+    except (corpus.CorpusError, checkpoint.CheckpointError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        console.print("interrupted: nothing was written")
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{interruption.message()}\n")
+        return interruption.exit_status(error)
     console.print(table(outcome))
     console.print(
         f"wrote {options.out}; next: python -m export {options.out} --name {options.out.stem}", highlight=False
@@ -219,5 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _command() -> int:
+    interruption.while_running()
+    status = main()
+    interruption.afterwards()
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_command())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from export import artifact, parity, pipeline, portable
 from export.parity import EMULATED
 from export.precision import Precision
 from export.resident import ResidentError
-from model import checkpoint
+from model import checkpoint, interruption
 from model.contract import certificate_to_plain
 from tests.export.conftest import TOKENS, VECTORS, seeded
 
@@ -219,7 +222,9 @@ def test_ctrl_c_leaves_nothing(
     [
         (["none.pt", "--name", "a"], "none.pt doesn't exist"),
         (["none.pt", "--name", "a/b"], "letters, digits"),
+        (["none.pt", "--name", "n" * 300], "a name of 300 letters: at most 128"),
         (["none.pt", "--name", "a", "--version", "0"], "versions count from 1"),
+        (["none.pt", "--name", "a", "--version", str(2**63)], "at most 9223372036854775807"),
         (["prove", "nowhere"], "no artifact at nowhere"),
     ],
 )
@@ -271,3 +276,78 @@ def test_two_exports_differ_in_nothing_but_the_certificate(tmp_path: Path) -> No
         assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
     data = [(folder / artifact.WEIGHTS).read_bytes() for folder in folders]
     assert data[0] == data[1]
+
+
+@pytest.mark.parametrize("step", ["_write_portable", "_write_resident", "_prove", "_read_back"])
+def test_a_full_disk_is_one_line(
+    step: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is met, the folder, the reason and what to do are told, and nothing is left."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pipeline, step, full)
+    out = tmp_path / "artifacts"
+    assert export(weights, "--name", "a", "--out", out) == 1
+    error = capsys.readouterr().err
+    assert f"can't write into {out / 'a'}: No space left on device; free some space" in error
+    assert error.count("\n") == 1
+    assert list(out.iterdir()) == []
+
+
+def test_an_error_of_a_file_elsewhere_names_that_file(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full folder for temporary files isn't the repository's fault."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/scratch/file")
+
+    monkeypatch.setattr(pipeline, "_prove", full)
+    assert export(weights, "--name", "a", "--out", tmp_path / "artifacts") == 1
+    assert capsys.readouterr().err.startswith("error: /scratch/file: No space left on device")
+
+
+def test_sigterm_is_an_interruption(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves nothing and has the exit status that shells expect."""
+
+    def terminate(*_: object) -> None:
+        raise interruption.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(pipeline, "_prove", terminate)
+    assert export(weights, "--name", "a", "--out", tmp_path / "artifacts") == 143
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_what_nobody_expects_is_one_line_too(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names its kind and how to see the traceback, which the environment can ask for."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(pipeline, "_prove", fail)
+    arguments = (weights, "--name", "a", "--out", tmp_path / "artifacts")
+    assert export(*arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ZeroDivisionError: division by zero; ")
+    assert error.count("\n") == 1
+    monkeypatch.setenv("CELLSTREAM_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        export(*arguments)
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+@pytest.mark.parametrize(("layer", "what"), [(torch.nn.LSTM, "an LSTM"), (torch.nn.GRU, "a GRU")])
+def test_a_nonlinearity_is_for_plain_rnns(
+    layer: type[torch.nn.LSTM] | type[torch.nn.GRU], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that changes nothing is refused, not ignored."""
+    torch.save(layer(3, 5).state_dict(), tmp_path / "theirs.pt")
+    assert export(tmp_path / "theirs.pt", "--name", "a", "--out", tmp_path, "--nonlinearity", "relu") == 1
+    assert f"holds the weights of {what}; leave it out" in capsys.readouterr().err

@@ -64,10 +64,34 @@ def test_command_line_writes_a_checkpoint(
     assert "python -m export" in shown
 
 
-@pytest.mark.parametrize("arguments", [["--out", "x.pt"], ["--out", "x.safetensors", "--steps", "0"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "x.pt"],
+        ["--out", "x.safetensors", "--steps", "0"],
+        ["--out", "x.safetensors", "--seed", str(2**64)],
+        [],
+    ],
+)
 def test_wrong_usage_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong suffix, no steps and no name end with usage and code 2."""
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
     assert stop.value.code == 2
     assert "error" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is too long, and a folder in the way, are one line each, without a minute's training."""
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("it trained"))
+    (tmp_path / "folder.safetensors").mkdir()
+    for path, reason in (
+        (tmp_path / f"{'n' * 300}.safetensors", "too long"),
+        (tmp_path / "folder.safetensors", "folder"),
+    ):
+        assert train.main(["--out", str(path)]) == 1
+        said = capsys.readouterr().err
+        assert reason in said
+        assert said.count("\n") == 1
