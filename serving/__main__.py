@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-format", choices=("auto", "console", "json"), default="auto",
         help="auto: console on a terminal, else JSON lines (default: %(default)s)")  # fmt: skip
     add("--as-worker", type=Lifeline.from_text, help=argparse.SUPPRESS)  # how the supervisor starts its workers
+    add("--orders", type=int, help=argparse.SUPPRESS)  # and the socket by which it tells them to load and unload
     group = parser.add_argument_group("sequences (streams known by an id, of the Open Inference Protocol)")
     add = group.add_argument
     add("--sequence-idle", type=_idle, action="append", default=[], metavar="[MODEL=]SECONDS",
@@ -176,7 +177,7 @@ def _supervise(config: ServerConfig) -> int:
         return 1
 
 
-def _serve(config: ServerConfig, worker: Lifeline | None) -> int:
+def _serve(config: ServerConfig, worker: Lifeline | None, orders: int | None = None) -> int:
     leave = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -191,8 +192,9 @@ def _serve(config: ServerConfig, worker: Lifeline | None) -> int:
     for name, value in (WIRE_ENVIRONMENT | (CUDA_ENVIRONMENT if config.device != "cpu" else {})).items():
         os.environ.setdefault(name, value)
     from serving.server import Server  # noqa: PLC0415  after the handlers: its imports take a second
+    from serving.worker_control import WorkerControl  # noqa: PLC0415
 
-    server = Server(config)
+    server = Server(config, workers=None if orders is None else WorkerControl(orders))
     server.start()
     if worker is None:
         _say(f"listening on {server.address}")
@@ -217,7 +219,7 @@ def main() -> int:
     _set_up_logs(arguments.log_format, worker)
     try:
         config = _config(arguments)
-        return _serve(config, worker) if config.workers == 1 else _supervise(config)
+        return _serve(config, worker, arguments.orders) if config.workers == 1 else _supervise(config)
     except ConfigError as error:
         if worker is None:
             print(f"error: {error}", file=sys.stderr)

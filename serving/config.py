@@ -153,8 +153,6 @@ class ServerConfig:
         device_number(self.device)
         if not 1 <= self.workers <= MOST_WORKERS:
             raise ConfigError(f"workers is {self.workers}; it must be from 1 to {MOST_WORKERS}")
-        if self.model_control and (self.workers > 1 or self.share_port):
-            raise ConfigError("model control needs a single process: a request would reach one of the workers only")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
         for what, seconds in {"grace": self.grace, "drain delay": self.drain_delay}.items():

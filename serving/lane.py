@@ -288,7 +288,7 @@ class Lanes:
             asked = f"{name!r} version {version}" if version else f"{name!r}"
             found = [why for (each, number), why in self.broken.items() if each == name and version in (0, number)]
             reason = f" is served ({found[0]})" if found else ""
-            raise UnknownModel(f"no model {asked}{reason}; served: {served}")
+            raise UnknownModel(f"no model {asked}{reason}; served: {served or 'nothing'}")
         return lane
 
 

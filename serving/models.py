@@ -14,13 +14,13 @@ from pathlib import Path
 import structlog
 
 from serving.errand import Post, on_loop
-from serving.errors import ConfigError, InvalidInput, Refusal, Unavailable, UnknownModel, Unsupported
+from serving.errors import ConfigError, Refusal, Unavailable, UnknownModel, Unsupported
 from serving.front import check_name
 from serving.graph_files import GraphFiles
 from serving.lane import Lane, Lanes
+from serving.orders import FAILED, LOADED, RELOADED, UNCHANGED, UNLOADED, Change
 from serving.repository import Artifact, find_artifacts
 
-LOADED, RELOADED, UNCHANGED, UNLOADED, FAILED = "loaded", "reloaded", "unchanged", "unloaded", "failed"
 _NAMED = 5  # artifacts that a refusal to start names
 _NOT_LOADED = "not loaded"
 
@@ -39,42 +39,25 @@ class Entry:
     reason: str  # why it isn't
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a request has done to one version of a model."""
-
-    version: int
-    done: str  # LOADED, RELOADED, UNCHANGED, UNLOADED or FAILED
-    reason: str = ""  # of a failure, and of an unloading that wasn't asked for
-
-
 def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load) -> None:
     """Serve what can be served; the other versions are skipped, loud in the log and noted in `lanes`.
 
     Raises ConfigError if there is nothing that can be.
     """
-    problems: list[str] = []
+    problems: list[tuple[Artifact, ConfigError]] = []
     for artifact in artifacts:
         try:
             lanes.add(load(artifact, GraphFiles.read(artifact.graph)))
         except ConfigError as error:
-            problems.append(str(error))
-            lanes.note(artifact.name, artifact.version, error.public)
-            log.error(  # noqa: TRY400  the reason is in the line
-                "version skipped: it can't be served", model=artifact.name, version=artifact.version, error=str(error)
-            )
-    different = list(dict.fromkeys(problems))
-    if not list(lanes):
+            problems.append((artifact, error))
+    if problems and not list(lanes):
+        different = list(dict.fromkeys(str(problem) for _, problem in problems))
         more = f"; and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
         raise ConfigError("; ".join(different[:_NAMED]) + more)
-
-
-def summary(name: str, changes: Sequence[Change], served: Sequence[int]) -> str:
-    """What a load has come to, if part of it has failed."""
-    failures = [f"'{name}' version {one.version}: {one.reason}" for one in changes if one.done == FAILED]
-    done = [f"version {one.version} is {one.done}" for one in changes if one.done not in (FAILED, UNCHANGED)]
-    now = f"served now: version {', '.join(map(str, served))}" if served else "no version of it is served now"
-    return "; ".join(["failed to load " + ", ".join(failures), *done, now])
+    for artifact, problem in problems:
+        name, version = artifact.name, artifact.version
+        lanes.note(name, version, problem.public)
+        log.error("version skipped: it can't be served", model=name, version=version, error=str(problem))
 
 
 class Models:
@@ -116,7 +99,7 @@ class Models:
         What has other content than what is served replaces it, and what is served and isn't on the disk any more is let
         go. A version that can't be served changes nothing. Raises UnknownModel, TooLarge or Unsupported.
         """
-        self._check(name)
+        self.check(name)
         with self._lock:
             found = {one.version: one for one in self._artifacts() if one.name == name}
             wanted = [found[version]] if version in found else [] if version else list(found.values())
@@ -136,7 +119,7 @@ class Models:
 
         Raises UnknownModel, TooLarge or Unsupported.
         """
-        self._check(name)
+        self.check(name)
         with self._lock:
             versions = [each for each in self.served(name) if version in (0, each)]
             if not versions:
@@ -226,15 +209,10 @@ class Models:
         except ConfigError:
             return []
 
-    def _check(self, name: str) -> None:
+    def check(self, name: str) -> None:
+        """Raise the Refusal of an order that would be refused whatever there is."""
         check_name("model name", name)
         if not self._allowed:
             raise Unsupported(
                 "explicit model load / unload is not allowed; start the server with --model-control explicit"
             )
-
-
-def refuse_failures(name: str, changes: Sequence[Change], served: Sequence[int]) -> None:
-    """Raise InvalidInput, saying all that was done, if a load has failed in part."""
-    if any(one.done == FAILED for one in changes):
-        raise InvalidInput(summary(name, changes, served))

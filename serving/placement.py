@@ -40,7 +40,7 @@ def read_contract(session: Any, path: Path) -> Contract:
     try:
         return Contract.from_metadata(session.get_modelmeta().custom_metadata_map)
     except ContractError as error:
-        raise ConfigError(f"{path}: {error}", public=f"its {path.name}: {error}") from error
+        raise ConfigError(f"{path}: {error}", public=f"its {path.name} has no contract that can be read") from error
 
 
 def check(source: Path | GraphFiles, device: Device, *, threads: int) -> Contract:

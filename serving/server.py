@@ -34,6 +34,7 @@ from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
 from serving.oip.described import described_files
 from serving.oip.desk import Desk
 from serving.one_thread import OneThread
+from serving.orders import Held
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
@@ -41,6 +42,7 @@ from serving.stats import ServerStats
 from serving.status import code_of, trailing
 from serving.streams import slab_rows
 from serving.wire import SERVER_OPTIONS, Wire
+from serving.worker_control import Control, WorkerControl
 
 VERSION = "0.1.0"
 STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
@@ -55,11 +57,23 @@ log = structlog.get_logger(__name__)
 class Server:
     """A server for everything under one model repository."""
 
-    def __init__(self, config: ServerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Bind the port, then load, check and warm up every model. Raises ConfigError."""
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        workers: WorkerControl | None = None,
+    ) -> None:
+        """Bind the port, then load, check and warm up every model. Raises ConfigError.
+
+        `workers` stands for all workers, where this is one of several: orders go to all of them.
+        """
         self._config = config
         self._clock = clock
-        artifacts = find_artifacts(config.model_repository)
+        self._workers = workers
+        held = Held() if workers is None else workers.held
+        found = find_artifacts(config.model_repository)
+        artifacts = [one for one in found if held.serves(one.name, one.version)]
         self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
@@ -95,6 +109,8 @@ class Server:
         self._wire.start()
         self.loop.start()
         self.health.update(working=True)
+        if self._workers is not None:
+            self._workers.begin(self._models)
         gc.collect()
         gc.freeze()  # what start-up made lives for ever: the collector needn't look at it again
         what = "worker serving" if self._config.share_port else "serving"
@@ -139,7 +155,7 @@ class Server:
 
     def _add_open_inference(self, desk: Desk) -> None:
         config = self._config
-        models = self.control = Models(
+        models = self._models = Models(
             config.model_repository,
             self.lanes,
             load=self._load if config.device == "cpu" else self._load_on_loop,
@@ -152,13 +168,15 @@ class Server:
             self.health.changed()
 
         models.on_add, models.on_change = self.health.watch, changed
+        control: Control = models if self._workers is None else self._workers
+        self.control = control
         admin = OpenInferenceAdmin(
-            self.front, models, name=config.server_name, version=VERSION, working=lambda: self.health.working
+            self.front, models, control, name=config.server_name, version=VERSION, working=lambda: self.health.working
         )
         add_open_inference(self._server, admin, self.front)
 
     def _close(self) -> None:
-        self.control.close()
+        self._models.close()
         for lane in self.lanes:
             lane.streams.close()
 

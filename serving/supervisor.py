@@ -16,7 +16,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import FrameType
+from typing import Any
 
 import structlog
 
@@ -25,7 +27,9 @@ from serving.config import ServerConfig
 from serving.endpoint import serve_collector
 from serving.errors import ConfigError
 from serving.lifeline import Report
+from serving.orders import LONGEST, decode, encode
 from serving.port import Reservation
+from serving.rounds import Rounds
 from serving.worker_metrics import WorkerMetrics, WorkerState
 
 STEADY_SECONDS = 10.0  # a worker that dies sooner counts as one that fails again
@@ -48,12 +52,20 @@ class _Worker:
     number: int
     process: subprocess.Popen[bytes] | None = None  # None: none runs, one is due
     end: socket.socket | None = None  # of its lifeline
+    orders: socket.socket | None = None
     report: Report | None = None  # what it said last
     due: float = 0.0
     ready_since: float | None = None
     starts: int = 0
     failures: int = 0  # deaths in a row, each soon after the start
     failed_starts: int = 0  # in a row
+
+
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """In the selector: a worker's socket for orders."""
+
+    worker: _Worker
 
 
 class Supervisor:
@@ -72,6 +84,7 @@ class Supervisor:
         self._signals = 0
         self._leave_by: float | None = None
         self._clean = True
+        self._rounds = Rounds(config.workers, self._send)
         self._reservation = Reservation(config.listen)
         self._metrics_port: int | None = None
         if config.metrics_listen is not None:
@@ -120,8 +133,11 @@ class Supervisor:
         for key, _events in self._selector.select(self._seconds_to_wait()):
             if key.data is None:
                 os.read(key.fd, 4096)
+            elif isinstance(key.data, _Orders):
+                self._hear_order(key.data.worker, key.fileobj)
             else:
                 self._hear(key.data)
+        self._rounds.expire(self._clock())
         if self._signals and self._leave_by is None:
             self._leave()
         if self._leave_by is not None and self._clock() >= self._leave_by:
@@ -136,25 +152,30 @@ class Supervisor:
     def _seconds_to_wait(self) -> float | None:
         if self._leave_by is not None:
             return max(0.0, self._leave_by - self._clock())
-        due = [worker.due for worker in self._workers if worker.process is None]
-        return max(0.0, min(due) - self._clock()) if due else None
+        due = min([worker.due for worker in self._workers if worker.process is None] + [self._rounds.due])
+        return max(0.0, due - self._clock()) if due < inf else None
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = lifeline.pair()
-        command = [*self._command, "--listen", self.address, "--as-worker", f"{worker.number}:{theirs.fileno()}"]
+        worker.orders, orders = lifeline.pair()
+        self._send(worker.number, {"held": self._rounds.held.to_plain()})
+        command = [*self._command, "--listen", self.address, "--orders", str(orders.fileno()),
+                   "--as-worker", f"{worker.number}:{theirs.fileno()}"]  # fmt: skip
         # A terminal's Ctrl-C goes to every process: with SIGINT blocked, as it then is for the worker's whole life, it
         # is for us alone, and a worker is told once, by SIGTERM.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             worker.process = subprocess.Popen(  # noqa: S603  our own command line
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), orders.fileno()]
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+            orders.close()
         worker.end, worker.report, worker.ready_since = ours, None, None
         worker.starts += 1
         self._selector.register(ours, selectors.EVENT_READ, worker)
+        self._selector.register(worker.orders, selectors.EVENT_READ, _Orders(worker))
 
     def _hear(self, worker: _Worker) -> None:
         assert worker.end is not None
@@ -166,12 +187,46 @@ class Supervisor:
         if not report.problem:
             worker.ready_since = self._clock()
             worker.failed_starts = 0
+            self._rounds.ready(worker.number)
+
+    def _hear_order(self, worker: _Worker, end: object) -> None:
+        """Take what a worker says of orders; its end is its lifeline's business."""
+        if worker.orders is not end or worker.orders is None:
+            return  # its lifeline has just told
+        try:
+            data = worker.orders.recv(LONGEST)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._close_orders(worker)
+            return
+        message, now = decode(data), self._clock()
+        if "ask" in message:
+            self._rounds.ask(worker.number, message["ask"], message["order"], now)
+        else:
+            self._rounds.answer(worker.number, message["round"], message["outcome"], now)
+
+    def _send(self, number: int, message: dict[str, Any]) -> bool:
+        """Send a worker a message on orders; whether it was taken. Never waits."""
+        end = self._workers[number].orders
+        try:
+            return end is not None and bool(end.send(encode(**message), socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
+    def _close_orders(self, worker: _Worker) -> None:
+        if worker.orders is not None:
+            self._selector.unregister(worker.orders)
+            worker.orders.close()
+            worker.orders = None
 
     def _ended(self, worker: _Worker) -> None:
         assert worker.process is not None
         assert worker.end is not None
         self._selector.unregister(worker.end)
         worker.end.close()
+        self._close_orders(worker)
+        self._rounds.gone(worker.number, self._clock())
         status = worker.process.wait()
         was_ready = worker.ready_since is not None
         steady = worker.ready_since is not None and self._clock() - worker.ready_since >= STEADY_SECONDS
@@ -213,6 +268,8 @@ class Supervisor:
             if worker.process is not None and worker.end is not None:
                 worker.process.wait()
                 worker.end.close()
+                if worker.orders is not None:
+                    worker.orders.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1

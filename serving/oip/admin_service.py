@@ -16,13 +16,15 @@ from model.triton_config import PLATFORM, model_config
 from serving.errors import Refusal, Unsupported
 from serving.front import MAX_NAME, OPEN_INFERENCE, Front
 from serving.lane import Lane
-from serving.models import Models, refuse_failures
+from serving.models import Models
 from serving.oip.requests import find_lane
 from serving.oip.statistics import statistics
 from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
 from serving.oip.v1 import model_config_pb2
+from serving.orders import LOAD, UNLOAD, Order, refuse_failures
 from serving.unary import unary
+from serving.worker_control import Control
 
 EXTENSIONS = (
     "sequence",
@@ -48,9 +50,13 @@ Method = Callable[[Any], Any]
 class OpenInferenceAdmin:
     """The RPCs by name."""
 
-    def __init__(self, front: Front, models: Models, *, name: str, version: str, working: Callable[[], bool]) -> None:
+    def __init__(
+        self, front: Front, models: Models, control: Control, *, name: str, version: str, working: Callable[[], bool]
+    ) -> None:
+        """`control` has models loaded and unloaded in all processes; `models` is what this one has."""
         self._front = front
         self._models = models
+        self._control = control
         self._name = name
         self._version = version
         self._working = working
@@ -126,8 +132,8 @@ class OpenInferenceAdmin:
             raise Unsupported(
                 f"failed to load '{name}': load parameter '{unknown}' isn't offered; a model is what its artifact says"
             )
-        changes = self._models.load(request.model_name)
-        refuse_failures(request.model_name, changes, self._models.served(request.model_name))
+        name = request.model_name
+        refuse_failures(Order(LOAD, name), self._control.load(name), self._control.served(name))
         return pb.RepositoryModelLoadResponse()
 
     def repository_model_unload(self, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
@@ -136,7 +142,8 @@ class OpenInferenceAdmin:
         unknown = set(request.parameters) - {"unload_dependents"}  # no model depends on another here
         if unknown:
             raise Unsupported(f"unload parameter '{min(unknown)[:MAX_NAME]}' isn't offered")
-        self._models.unload(request.model_name)
+        name = request.model_name
+        refuse_failures(Order(UNLOAD, name), self._control.unload(name), self._control.served(name))
         return pb.RepositoryModelUnloadResponse()
 
 

@@ -29,9 +29,9 @@ from serving.engine import Engine
 from serving.errors import ConfigError, UnknownModel
 from serving.front import OPEN_INFERENCE
 from serving.metrics import Scrape
-from serving.models import Change
 from serving.oip.infer_service import STREAM_INFER
 from serving.oip.v1 import inference_pb2 as pb
+from serving.orders import Change
 from serving.server import Server
 from tests.serving.client import SECONDS, RawCall, StreamCall
 from tests.serving.oip.calls import parameter

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 import cellstream
 from bench.server_process import workers_of
@@ -279,7 +282,8 @@ class DeadServer:
     models = ("vectors/1",)
     metrics_port = None
 
-    def __init__(self, _config: ServerConfig) -> None:
+    def __init__(self, _config: ServerConfig, *, workers: object) -> None:
+        assert workers is None
         self.loop = self
         self.alive = False
 
@@ -344,3 +348,29 @@ def test_ctrl_c_while_workers_start_is_quiet(artifacts: Path) -> None:
         assert said == ""
         assert "Traceback" not in errors
         assert all(gone(pid) for pid in pids)
+
+
+def test_all_workers_load_and_let_go_and_a_new_one_follows(artifacts: Path, tmp_path: Path) -> None:
+    """One request reaches every worker, a refusal is one, and a worker that replaces another serves what it served."""
+    for version in ("1", "2"):
+        shutil.copytree(artifacts / "vectors" / version, tmp_path / "vectors" / version)
+    with two_workers(tmp_path, "--model-control", "explicit", "--grace", "1") as running, ExitStack() as stack:
+        clients = running.clients_of_both(stack)
+        control = triton.InferenceServerClient(running.address)
+        shutil.rmtree(tmp_path / "vectors" / "2")
+        control.load_model("vectors")
+        assert [client.stream("vectors").model.version for client in clients] == [1, 1]
+        shutil.copytree(artifacts / "tokens" / "1", tmp_path / "tokens" / "1")
+        control.load_model("tokens")
+        control.unload_model("vectors")
+        for name, change in (("nope", control.load_model), ("vectors", control.unload_model)):
+            with pytest.raises(InferenceServerException, match=f"'{name}'") as caught:
+                change(name)
+            assert "NOT_FOUND" in str(caught.value.status())
+        os.kill(workers_of(running.process.pid)[0], signal.SIGKILL)
+        wait_until(lambda: running.metric("cellstream_worker_restarts_total")["0"] == 1)
+        wait_until(lambda: running.metric("cellstream_workers") == {"": 2})
+        assert running.metric("cellstream_model_ready") == {"0": 1, "1": 1}, "the new one serves what was unloaded"
+        control.close()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(SECONDS) == 0
