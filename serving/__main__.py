@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import os
 import signal
 import sys
@@ -12,14 +10,16 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-import structlog
-from structlog.typing import EventDict
-
+from serving import log_output
 from serving.config import CUDA_ENVIRONMENT, WIRE_ENVIRONMENT, Batching, Limits, Sequencing, ServerConfig
 from serving.errors import ConfigError
 from serving.lifeline import Lifeline, Report
 
 _ANY_PORT = "127.0.0.1:0"
+_LAST_LINES_SECONDS = 1.0  # for the log to be written before the process ends
+# Sent by a terminal that is closed (HUP) or a keyboard (QUIT), by tools that rotate logs or reload (HUP, USR1, USR2),
+# and by a terminal that a background process writes to (TTOU). Python itself ignores PIPE.
+_IGNORED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTOU, signal.SIGPIPE)
 
 _EPILOG = """\
 examples:
@@ -35,7 +35,10 @@ dies is replaced at once; its clients' streams are lost, and they are told.
 SIGTERM (or Ctrl-C) drains. At once health says NOT_SERVING and new streams are refused. After --drain-delay the port is
 closed and every connection gets HTTP/2's GOAWAY, so that its next stream goes to another server. Open streams are told,
 and go on stepping for --grace seconds; those that are left are then ended. The exit status is 0. A second signal ends
-the process at once.
+the process at once. SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 change nothing: the server outlives its terminal.
+
+The log goes to stderr. Lines that can't be written are lost and counted, and so are those of a kind that comes too
+often; nothing else depends on it.
 """
 
 
@@ -140,40 +143,14 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
     )
 
 
-def _set_up_logs(choice: str, worker: Lifeline | None) -> None:
-    json = choice == "json" or (choice == "auto" and not sys.stderr.isatty())
-
-    def name_worker(_logger: object, _method: str, event: EventDict) -> EventDict:
-        return event if worker is None else {"worker": worker.number, **event}
-
-    structlog.configure(
-        processors=[
-            name_worker,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            *(
-                [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-                if json
-                else [
-                    structlog.dev.ConsoleRenderer(
-                        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-                    )
-                ]
-            ),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line in one write: workers share the file
-    )
-
-
 def _supervise(config: ServerConfig) -> int:
     from serving.supervisor import StartError, Supervisor  # noqa: PLC0415  a single server needs none of it
 
     supervisor = Supervisor(config, [sys.executable, "-m", "serving", *sys.argv[1:]])
     try:
-        return supervisor.run(on_serving=lambda: _say(f"listening on {supervisor.address}"))
+        return supervisor.run(on_serving=lambda: log_output.say(f"listening on {supervisor.address}"))
     except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log_output.complain(f"error: {error}")
         return 1
 
 
@@ -197,35 +174,41 @@ def _serve(config: ServerConfig, worker: Lifeline | None, orders: int | None = N
     server = Server(config, workers=None if orders is None else WorkerControl(orders))
     server.start()
     if worker is None:
-        _say(f"listening on {server.address}")
+        log_output.say(f"listening on {server.address}")
     else:
         worker.report(Report(models=server.models, metrics_port=server.metrics_port))
     while not leave.wait(1.0):
         server.look()
+        log_output.tell_of_suppressed()
         if worker is not None and not server.loop.alive:
             break  # a new process can do what this one can't any more
     return 0 if server.drain() else 1
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # whoever started it needn't listen to it
-        print(text, flush=True)
+def _ignore_signals() -> None:
+    """Let no signal but SIGTERM and SIGINT change anything: whoever is started from here inherits it."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> int:
     """Run the server until a signal; the exit status."""
+    log_output.keep_standard_files()
+    _ignore_signals()
     arguments = _parser().parse_args()
     worker: Lifeline | None = arguments.as_worker
-    _set_up_logs(arguments.log_format, worker)
+    log_output.set_up(arguments.log_format, None if worker is None else worker.number)
     try:
         config = _config(arguments)
         return _serve(config, worker, arguments.orders) if config.workers == 1 else _supervise(config)
     except ConfigError as error:
         if worker is None:
-            print(f"error: {error}", file=sys.stderr)
+            log_output.complain(f"error: {error}")
         else:
             worker.report(Report(problem=str(error)))
         return 2
+    finally:
+        log_output.flush(_LAST_LINES_SECONDS)
 
 
 if __name__ == "__main__":

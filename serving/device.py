@@ -28,6 +28,7 @@ from serving.pinned import PageLockError
 
 CPU = "CPUExecutionProvider"
 UNGRAPHED = -1  # the graph id that asks for a run without a CUDA graph
+_ERROR, _FATAL = 3, 4  # levels of ONNX Runtime's log
 TF32 = "tf32"  # the precision that lets a GPU round products to TF32
 
 
@@ -102,7 +103,9 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; its warnings speak of its own optimisations
+    # Its warnings speak of its own optimisations. Its errors are raised as well, and a step that can't be computed must
+    # not let a client fill the log, nor stop the loop where the log can't be written; CUDA's say what can't be raised.
+    options.log_severity_level = _FATAL if device.number is None else _ERROR
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
@@ -135,6 +138,7 @@ def cuda_options(number: int, precision: str, *, graphs: bool) -> dict[str, str]
 def graph_options(graph: int) -> Any:
     """Run options: capture, or replay, the CUDA graph of that id (UNGRAPHED: neither)."""
     options = ort.RunOptions()
+    options.log_severity_level = _FATAL  # what it has to say is raised
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 

@@ -1,12 +1,24 @@
-"""The HTTP endpoint that Prometheus scrapes. Knows no metric."""
+"""The HTTP endpoint that Prometheus scrapes. Of metrics it knows the log's, which every process has."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from serving.config import host_and_port
 from serving.errors import ConfigError
+from serving.log_output import COUNTS
+
+
+def log_metrics() -> Iterator[Metric]:
+    """What isn't in this process's log."""
+    yield CounterMetricFamily("cellstream_log_lines_lost", "Log lines that couldn't be written", value=COUNTS.lost)
+    yield CounterMetricFamily(
+        "cellstream_log_lines_suppressed", "Log lines that came too often", value=COUNTS.suppressed
+    )
 
 
 def serve_collector(collector: Collector, address: str) -> int:

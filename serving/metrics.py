@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.endpoint import serve_collector
+from serving.endpoint import log_metrics, serve_collector
 from serving.front import Front
 from serving.lane import Lane
 from serving.stats import Histogram, Times
@@ -95,6 +95,7 @@ class Scrape(Collector):
         for reason, count in sorted(stats.refusals.copy().items()):
             refusals.add_metric((reason,), count)
         yield refusals
+        yield from log_metrics()
         yield CounterMetricFamily("cellstream_messages_received", "Messages on hot calls", value=stats.messages_in)
         yield CounterMetricFamily("cellstream_messages_sent", "Answers on hot calls", value=stats.messages_out)
 

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import structlog
 
-from serving import multiplex_service, stream_service
+from serving import log_output, multiplex_service, stream_service
 from serving.admin_service import add_admin_service
 from serving.config import ServerConfig, host_and_port
 from serving.engine import Engine
@@ -96,7 +96,7 @@ class Server:
         add_admin_service(self._server, self.front, self.loop.post)
         self._add_open_inference(desk)
         self.loop.on_death = self.health.die
-        self.loop.on_loss = lambda: os._exit(1)  # the system then ends every connection, so that nobody waits
+        self.loop.on_loss = _exit_at_once  # the system then ends every connection, so that nobody waits
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
             self.address = _bind(self._server, config.listen)
         self.metrics_port: int | None = None
@@ -238,6 +238,11 @@ class Server:
             seconds=round(self._clock() - started, 3),
         )
         return lane
+
+
+def _exit_at_once() -> None:
+    log_output.flush(_LAST_WORDS_SECONDS)
+    os._exit(1)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:

@@ -15,6 +15,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from serving.endpoint import log_metrics
+
 SCRAPE_SECONDS = 2.0  # a worker that takes longer is left out of this scrape
 _AT_ONCE = 8
 
@@ -52,11 +54,15 @@ def _merged(answers: Iterable[tuple[WorkerState, str]]) -> Iterable[Metric]:
     merged: dict[str, Metric] = {}
     for state, text in answers:
         for family in text_string_to_metric_families(text):
-            known = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            known.samples += [
-                sample._replace(labels={"worker": str(state.worker), **sample.labels}) for sample in family.samples
-            ]
+            _merge(merged, family, str(state.worker))
+    for family in log_metrics():
+        _merge(merged, family, "supervisor")
     return merged.values()
+
+
+def _merge(merged: dict[str, Metric], family: Metric, worker: str) -> None:
+    known = merged.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+    known.samples += [sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples]
 
 
 def _scrape(state: WorkerState) -> str:

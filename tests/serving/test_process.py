@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -74,6 +75,59 @@ def test_a_second_signal_exits_at_once(artifacts: Path) -> None:
         assert stream.receive().go_away.grace_ms == 3_600_000
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGTTOU"])
+def test_other_signals_change_nothing(signalled: tuple[subprocess.Popen[str], StreamCall], name: str) -> None:
+    """The stream goes on, and no GoAway is said."""
+    process, stream = signalled
+    process.send_signal(signal.Signals[name])
+    for _ in range(20):
+        assert len(stream.run(vectors(1, 0))) == 1
+    assert process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def signalled(artifacts: Path) -> Iterator[tuple[subprocess.Popen[str], StreamCall]]:
+    """A server and an open stream of it; the server drains in the end."""
+    with (
+        started("--model-repository", str(artifacts)) as (process, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        with StreamCall(channel, timeout=None) as stream:
+            stream.open("vectors")
+            yield process, stream
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+
+
+def test_a_server_outlives_its_terminal(artifacts: Path) -> None:
+    """When the terminal that it was started in is closed, the stream goes on, and SIGTERM drains as ever."""
+    ours, theirs = pty.openpty()
+    take_terminal = (
+        "import fcntl, os, sys, termios\n"
+        "fcntl.ioctl(2, termios.TIOCSCTTY, 0)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'serving', *sys.argv[1:]])"
+    )
+    options = ["--model-repository", str(artifacts), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", take_terminal, *options], stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().removeprefix("listening on ").strip()
+            with grpc.insecure_channel(address) as channel, StreamCall(channel) as stream:
+                stream.open("vectors")
+                stream.run(vectors(1, 0))
+                os.close(ours)
+                for _ in range(20):
+                    assert len(stream.run(vectors(1, 0))) == 1
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_a_port_that_is_taken_is_said(artifacts: Path) -> None:

@@ -249,6 +249,21 @@ def test_a_second_signal_ends_all_at_once(artifacts: Path) -> None:
         wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+def test_signals_that_change_nothing(workers: Workers) -> None:
+    """To the supervisor or to the whole group: the streams of both workers go on, and no worker is replaced."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(client.stream("vectors")) for client in workers.clients_of_both(stack)]
+        pids = workers_of(workers.process.pid)
+        for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+            for pid in (workers.process.pid, *pids.values()):
+                os.kill(pid, number)
+            for stream in streams:
+                for _ in range(5):
+                    stream.step(vectors(1, 0)[0])
+                assert stream.going_away is None
+        assert workers_of(workers.process.pid) == pids
+
+
 def test_no_worker_outlives_its_supervisor(artifacts: Path) -> None:
     """After kill -9 of the supervisor its workers drain and leave, and the port is free again."""
     with two_workers(artifacts, "--grace", "0.2") as running, running.client() as client:
