@@ -64,6 +64,7 @@ def export_module(
     inputs: Sequence[str] = (),
     first_state: Callable[[int], Any] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    successors: Mapping[str, str] | None = None,
     origin: str = "",
     notes: Mapping[str, str] | None = None,
     row_parts: RowParts = WHOLE_ROWS,
@@ -73,12 +74,14 @@ def export_module(
     """Export `module` to the folder `final`, which appears only when every check has passed.
 
     `inputs` say what forward takes, as in `x=float32[batch,time,5]`; where its first layer says it, they may be left
-    out. `first_state` gives a nested first state for a number of streams. The module is left as it is.
+    out. `first_state` gives a nested first state for a number of streams; `ranges` are inputs' lowest and highest
+    values; `successors` say where a state's new value is in what forward gives, as in {"h": "1"}. The module is left
+    as it is.
     Raises ModuleError, WrapError, ResidentError, StructureError, ParityError or ArtifactError, and then leaves nothing.
     """
     module, remarks = _prepared(module)
     progress("understanding", 0, 1)
-    plan = find_plan(module, [parse_input(text) for text in inputs], first_state, ranges)
+    plan = find_plan(module, [parse_input(text) for text in inputs], first_state, ranges, successors)
     progress("comparing steps with whole sequences", 0, 1)
     check_streams(plan, module)
     notes = {wrap.MARK: origin or type(module).__name__, MODULE: type(module).__name__, **(notes or {})}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,17 +102,27 @@ def _fill(module: nn.Module, path: Path, prefix: str | None) -> tuple[str, ...]:
     return tuple(str(key) for key in weights if not str(key).startswith(start))
 
 
-def first_state(options: Mapping[str, str]) -> Callable[[int], Any] | None:
-    """What `--state NAME=…` says of a first state: dtypes and axes of zeros, in brackets where it is nested."""
-    if not options:
-        return None
-    forms = {name: _form(f"--state {name}={text}", text) for name, text in options.items()}
+@dataclass(frozen=True, slots=True)
+class FirstState:
+    """What `--state NAME=…` says of a first state: by argument, dtypes and axes of zeros, nested in tuples."""
 
-    def begin(batch: int) -> Any:
-        states = [_zeros(form, batch) for form in forms.values()]
+    forms: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments of forward that are states."""
+        return tuple(self.forms)
+
+    def __call__(self, batch: int) -> Any:
+        """Zeros for so many streams: of one argument its state, of several a tuple of theirs."""
+        states = [_zeros(form, batch) for form in self.forms.values()]
         return states[0] if len(states) == 1 else tuple(states)
 
-    return begin
+
+def first_state(options: Mapping[str, str]) -> FirstState | None:
+    """What `--state` options say of a first state, if there are any; raises ModuleError for one that doesn't read."""
+    forms = {name: _form(f"--state {name}={text}", text) for name, text in options.items()}
+    return FirstState(forms) if forms else None
 
 
 def _form(option: str, text: str) -> Any:

@@ -17,7 +17,9 @@ from rich.text import Text
 from torch import nn
 
 from export import artifact, module, wrap, wrap_command
+from export.module_calls import ModuleError
 from export.module_code import first_state, load_module
+from export.module_first_states import named_beginner
 from export.module_parity import STEPS
 from export.report import findings, parity_table
 from export.row_parts import HELP, WHOLE_ROWS, RowParts, row_parts
@@ -59,9 +61,15 @@ def parser() -> argparse.ArgumentParser:
     for option, form, text in (
         ("input", "NAME=DTYPE[AXES]", "what forward takes; repeatable, and guessed from its first layer without"),
         ("state", "NAME=DTYPE[AXES]", "a first state of zeros, where forward needs one; repeatable"),
+        (
+            "successor",
+            "NAME=PLACE",
+            "where forward's answer has a state's new value: 1, 1.0 or a key; repeatable",
+        ),
         ("range", "NAME=LOW:HIGH", "an input's lowest and highest value; an nn.Embedding's are found; repeatable"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help=text)
+    made.add_argument("--begin", metavar="METHOD", help="what makes a first state: a method of the batch size, or None")
     made.add_argument("--row-parts", type=row_parts, default=WHOLE_ROWS, metavar="K|auto", help=HELP)
     return made
 
@@ -79,7 +87,8 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             final,
             name=options.name,
             inputs=options.input,
-            first_state=first_state(wrap_command.pairs("state", options.state)),
+            first_state=_first_state(made, options),
+            successors=wrap_command.pairs("successor", options.successor),
             ranges={
                 name: wrap_command.bounds(name, text)
                 for name, text in wrap_command.pairs("range", options.range).items()
@@ -91,6 +100,14 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
             steps=STEPS,
         )
     show(exported, options.out, console)
+
+
+def _first_state(made: nn.Module, options: argparse.Namespace) -> Any:
+    """What makes a first state, where an option says it."""
+    told = first_state(wrap_command.pairs("state", options.state))
+    if told is not None and options.begin is not None:
+        raise ModuleError("--state and --begin both say what a first state is: say one")
+    return told if options.begin is None else named_beginner(made, options.begin)
 
 
 def run_weights(

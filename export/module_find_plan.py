@@ -28,13 +28,14 @@ def find_plan(
     inputs: Sequence[Tensor],
     begin: Begin | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    successors: Mapping[str, str] | None = None,
 ) -> Plan:
     """What the module is as a stream; raises ModuleError naming what stands in the way."""
     inputs = _bounded(tuple(inputs) or (guessed(module),), ranges or {})
     probe = Probe(module, inputs)
     inputs = tuple(replace(tensor, bounds=tensor.bounds or _looked_up(probe, tensor)) for tensor in inputs)
     probe.inputs = inputs
-    convention, first, begins = find_convention(module, probe, begin)
+    convention, first, begins = find_convention(module, probe, begin, successors)
     caller = Caller(probe, convention, first)
     found = layer_states(caller)
     explicit = explicit_states(caller)

@@ -6,25 +6,25 @@ Owns what is tried and concluded of states.
 from __future__ import annotations
 
 import itertools
-import re
 from typing import Any
 
 import torch
 
 from export.layouts import BATCH, Layout
-from export.module_calls import Convention, ModuleError
+from export.module_calls import ModuleError, leaf_names
 from export.module_plan import State
-from export.module_probe import STREAMS, Caller, alike, same
+from export.module_probe import STREAMS, Caller, alike, moved, same
 
 
 def explicit_states(caller: Caller) -> list[State]:
     """The leaves of forward's own state."""
     found = []
     fewer = [] if caller.first is None else fewer_streams(caller)
-    convention = caller.convention
+    arguments = zip(caller.convention.states, caller.convention.structure, strict=True)
+    names = [leaf for name, structure in arguments for leaf in leaf_names(name, structure)]
     for place, (leaf, less) in enumerate(zip(caller.first or [], fewer, strict=True)):
         axes = [axis for axis, (a, b) in enumerate(zip(leaf.shape, less.shape, strict=True)) if a != b]
-        name = convention.states[0] if len(fewer) == 1 else _leaf_name(convention, place)
+        name = names[place]
         if len(axes) != 1:
             raise ModuleError(f"state {name!r} {list(leaf.shape)} has no axis that is one per stream")
         layout: Layout = tuple(BATCH if axis == axes[0] else int(size) for axis, size in enumerate(leaf.shape))
@@ -32,17 +32,6 @@ def explicit_states(caller: Caller) -> list[State]:
         initial = _one(leaf, axes[0], f"state {name!r}")
         found.append(State(name, f"forward's {name}", dtype, layout, initial, None, place))
     return found
-
-
-def _leaf_name(convention: Convention, place: int) -> str:
-    """What a leaf is called: by its argument, where that has one leaf; with a number elsewhere."""
-    for name, structure in zip(convention.states, convention.structure, strict=True):
-        if structure == place:
-            return name
-        inside = [int(number) for number in re.findall(r"\d+", repr(structure))]
-        if place in inside:
-            return f"{name}{place - min(inside)}"
-    return f"state{place}"
 
 
 def fewer_streams(caller: Caller) -> list[torch.Tensor]:
@@ -71,11 +60,11 @@ def _one(value: torch.Tensor, axis: int, what: str) -> Any:
 def layer_states(caller: Caller) -> list[State]:
     """The states of recurrent layers that begin by themselves, or from something that never changes."""
     base, other = caller.see(), caller.see(seed=1)
-    moved = base if caller.first is None else caller.see_from(_moved(caller.first))
+    changed = base if caller.first is None else caller.see_from(moved(caller.first))
     found = []
-    if not len(base.calls) == len(other.calls) == len(moved.calls):
+    if not len(base.calls) == len(other.calls) == len(changed.calls):
         raise ModuleError("which of its recurrent layers run depends on the input: data-dependent control flow")
-    for call, elsewhere, after in zip(base.calls, other.calls, moved.calls, strict=True):
+    for call, elsewhere, after in zip(base.calls, other.calls, changed.calls, strict=True):
         initial: tuple[Any, ...] = (None,) * len(call.core.states)
         if call.given is not None:
             if after.given is not None and not all(map(same, call.given, after.given)):
@@ -100,7 +89,3 @@ def layer_states(caller: Caller) -> list[State]:
                 )
             )
     return found
-
-
-def _moved(states: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [state + torch.rand_like(state) if state.is_floating_point() else state for state in states]

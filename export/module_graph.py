@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from export.layouts import BATCH, TIME, Layout, sized
-from export.module_calls import ModuleError, leaves
+from export.module_calls import ModuleError
 from export.module_plan import Plan
 from export.portable import OPSET
 from export.theirs import one_line
@@ -54,7 +54,7 @@ class Streaming(nn.Module):
                 carried[state.slot] = (*carried.get(state.slot, ()), value)
         self.tape.begin(carried)
         answer = plan.convention.call(self.module, inputs, explicit if plan.convention.states else None)
-        named, new = plan.convention.outputs(answer), leaves(plan.convention.state(answer))
+        named, new = plan.convention.outputs(answer), plan.convention.state(answer)
         outputs = []
         for tensor in plan.outputs:
             within = plan.stepwise and tensor.timed

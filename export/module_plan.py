@@ -147,7 +147,7 @@ def bounded(tensor: Tensor, bounds: tuple[float, float]) -> Tensor:
 def parse_input(text: str) -> Tensor:
     """An option's text, `x=float32[batch,time,5]`; raises ModuleError where it doesn't read."""
     name, sign, form = text.partition("=")
-    if not (name.isidentifier() and sign):
+    if not (sign and all(part.isidentifier() for part in name.split("."))):
         raise ModuleError(f"--input {text}: it has the form x=float32[batch,time,5]")
     if name in _RESERVED:
         raise ModuleError(f"--input {name}: the served graph has an input of that name; call forward's another")

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from export.layouts import BATCH, TIME
-from export.module_calls import Convention, ModuleError, leaves
+from export.module_calls import Convention, ModuleError
 from export.module_plan import FLOATS, Tensor, whole
 from export.samples import values
 from export.theirs import one_line
 from model.contract import TensorSpec
-from model.recurrent import Called, RecurrentError, Tape, pytorch, replaced
+from model.recurrent import Called, RecurrentError, Tape, core_of, pytorch, recurrent_layers, replaced
 
 STREAMS, STEPS = 3, 5  # of a probe: sizes that nothing else is likely to have
 _SAME = 1e-5  # of the largest value: what two calls of float32 may differ by
@@ -46,6 +46,7 @@ class Probe:
         self.inputs = inputs
         self.tape = Tape()
         try:
+            self.cores = [core_of(layer, name) for name, layer in recurrent_layers(module)]
             self.module = replaced(copy.deepcopy(module).eval(), pytorch, self.tape)
         except RecurrentError as error:
             raise ModuleError(str(error)) from error
@@ -61,7 +62,7 @@ class Probe:
         self.tape.begin({})
         try:
             answer = convention.call(self.module, values, states)
-            outputs, new = convention.outputs(answer), leaves(convention.state(answer))
+            outputs, new = convention.outputs(answer), list(convention.state(answer))
         except (RecurrentError, ModuleError) as error:
             raise ModuleError(str(error)) from error
         except Exception as error:  # whatever a user's code raises
@@ -112,3 +113,12 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
         return False
     a, b = first.double(), second.double()
     return bool((a - b).abs().max() <= _SAME * max(1e-30, float(a.abs().max()))) if a.numel() else True
+
+
+def moved(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The states with a random number added to each float."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        state + torch.rand(state.shape, generator=generator, dtype=state.dtype) if state.is_floating_point() else state
+        for state in states
+    ]

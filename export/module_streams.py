@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from export import wrap_parity
 from export.layouts import BATCH, TIME
-from export.module_calls import ModuleError, leaves
+from export.module_calls import ModuleError
 from export.module_graph import Streaming
 from export.module_plan import Plan, State, Tensor
 from export.theirs import one_line
@@ -153,7 +153,7 @@ class Whole:
         answer = plan.convention.call(self._module, given, explicit)
         outputs = plan.convention.outputs(answer)
         found = {t.name: _batch_and_time(t, outputs[t.name].numpy()) for t in plan.outputs}
-        new = leaves(plan.convention.state(answer))
+        new = plan.convention.state(answer)
         for state in plan.states:
             if state.slot is None:
                 found[state.successor] = np.moveaxis(new[state.place].numpy(), state.layout.index(BATCH), 0)
@@ -175,7 +175,7 @@ class Whole:
         for step in range(steps):
             given = {t.name: _on_axes(t, inputs[t.name][:, step : step + 1]) for t in plan.inputs}
             answer = plan.convention.call(self._module, given, carried)
-            carried = leaves(plan.convention.state(answer))
+            carried = list(plan.convention.state(answer))
             pieces.append({name: value.numpy() for name, value in plan.convention.outputs(answer).items()})
         found = {t.name: np.concatenate([_batch_and_time(t, one[t.name]) for one in pieces], 1) for t in plan.outputs}
         assert carried is not None
