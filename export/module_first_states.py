@@ -129,7 +129,7 @@ def first_of_none(probe: Probe, convention: Convention) -> list[torch.Tensor]:
     options = [list(_first_values(probe, convention, leaf)) for leaf in states]
     for chosen in itertools.islice(itertools.product(*options), _TRIED):
         if _begins_with(probe, convention, list(chosen)):
-            return list(chosen)
+            return [value.detach() for value in chosen]
     names = ", ".join(convention.states)
     raise ModuleError(
         f"where {names} is None, forward begins from a state that is neither zero nor one of its parameters: give it a"
