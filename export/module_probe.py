@@ -111,7 +111,7 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether two tensors have the same values, up to roundings of float32."""
     if first.shape != second.shape:
         return False
-    a, b = first.double(), second.double()
+    a, b = first.detach().double(), second.detach().double()
     return bool((a - b).abs().max() <= _SAME * max(1e-30, float(a.abs().max()))) if a.numel() else True
 
 
