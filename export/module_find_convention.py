@@ -212,7 +212,8 @@ def _begun_with_none(
             likely = tuple(place[id(leaf)] for leaf in leaves(parts))
             convention = _fed_back(probe, replace(plain, states=group), parts, likely, successors, sure=sure)
             if convention is not None:
-                return convention, first_of_none(probe, convention), True
+                first = first_of_none(probe, convention)
+                return convention, first, not any(bool(leaf.any()) for leaf in first)  # computed ones may be rounded
     return nones, None, True
 
 
