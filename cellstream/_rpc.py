@@ -19,6 +19,8 @@ LIST_MODELS = _SERVICE + "ListModels"
 GET_MODEL = _SERVICE + "GetModel"
 LIST_SEQUENCES = _SERVICE + "ListSequences"
 EVICT_SEQUENCES = _SERVICE + "EvictSequences"
+LOAD_MODEL = _SERVICE + "LoadModel"
+UNLOAD_MODEL = _SERVICE + "UnloadModel"
 
 CLOSE_SECONDS = 5.0  # for the answers that are outstanding when a stream is closed; then it is cancelled
 

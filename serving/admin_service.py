@@ -16,6 +16,7 @@ from serving.errand import Post, on_loop
 from serving.errors import InvalidInput
 from serving.front import SERVICE, Front
 from serving.live_sequence import Key
+from serving.model_admin import ModelAdmin
 from serving.unary import unary
 
 log = structlog.get_logger(__name__)
@@ -30,13 +31,6 @@ class _Admin:
     def __init__(self, front: Front, post: Post) -> None:
         self._front = front
         self._post = post
-
-    def list_models(self, _request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        """What is served."""
-        lanes = sorted(self._front.lanes, key=lambda lane: (lane.name, lane.version))
-        return pb.ListModelsResponse(
-            models=[pb.ModelSummary(name=lane.name, version=lane.version, ready=lane.ready) for lane in lanes]
-        )
 
     def get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         """One model."""
@@ -84,7 +78,7 @@ class _Admin:
         return pb.EvictSequencesResponse(ids=[_sequence_id(key) for key in evicted])
 
 
-def add_admin_service(server: grpc.Server, front: Front, post: Post) -> None:
+def add_admin_service(server: grpc.Server, front: Front, models: ModelAdmin, post: Post) -> None:
     """Serve StreamInference's unary RPCs on `server`; `post` has something done on the loop's thread."""
     admin = _Admin(front, post)
 
@@ -92,10 +86,12 @@ def add_admin_service(server: grpc.Server, front: Front, post: Post) -> None:
         return unary(method, request, front.stats)
 
     handlers = {
-        "ListModels": handler(admin.list_models, pb.ListModelsRequest),
+        "ListModels": handler(models.list_models, pb.ListModelsRequest),
         "GetModel": handler(admin.get_model, pb.GetModelRequest),
         "ListSequences": handler(admin.list_sequences, pb.ListSequencesRequest),
         "EvictSequences": handler(admin.evict_sequences, pb.EvictSequencesRequest),
+        "LoadModel": handler(models.load_model, pb.LoadModelRequest),
+        "UnloadModel": handler(models.unload_model, pb.UnloadModelRequest),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 

@@ -37,6 +37,7 @@ class Entry:
     version: int
     ready: bool
     reason: str  # why it isn't
+    served: bool = False
 
 
 def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load) -> None:
@@ -77,15 +78,13 @@ class Models:
 
     def index(self) -> list[Entry]:
         """Everything in the repository or served, by name and version."""
-        entries = {
-            (lane.name, lane.version): Entry(
-                lane.name, lane.version, lane.ready, "" if lane.ready else "it doesn't compute at the moment"
-            )
-            for lane in self._lanes
-        }
+        entries: dict[tuple[str, int], Entry] = {}
+        for lane in self._lanes:
+            reason = "" if lane.ready else "it doesn't compute at the moment"
+            entries[lane.name, lane.version] = Entry(lane.name, lane.version, lane.ready, reason, served=True)
         broken = self._lanes.broken
-        for artifact in self._artifacts():
-            key = artifact.name, artifact.version
+        keys = {(artifact.name, artifact.version) for artifact in self._artifacts()} | set(broken)
+        for key in keys:
             entries.setdefault(key, Entry(*key, ready=False, reason=broken.get(key, _NOT_LOADED)))
         return [entries[key] for key in sorted(entries)]
 

@@ -28,6 +28,7 @@ from serving.health import Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
+from serving.model_admin import ModelAdmin
 from serving.models import Models, load_all
 from serving.oip import infer_service
 from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
@@ -93,8 +94,7 @@ class Server:
             },
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock, thread=thread)
-        add_admin_service(self._server, self.front, self.loop.post)
-        self._add_open_inference(desk)
+        self._add_admin_services(desk)
         self.loop.on_death = self.health.die
         self.loop.on_loss = _exit_at_once  # the system then ends every connection, so that nobody waits
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
@@ -153,7 +153,7 @@ class Server:
         log.info("stopped", streams_cut_off=left)
         return self.loop.alive and ended
 
-    def _add_open_inference(self, desk: Desk) -> None:
+    def _add_admin_services(self, desk: Desk) -> None:
         config = self._config
         models = self._models = Models(
             config.model_repository,
@@ -170,6 +170,7 @@ class Server:
         models.on_add, models.on_change = self.health.watch, changed
         control: Control = models if self._workers is None else self._workers
         self.control = control
+        add_admin_service(self._server, self.front, ModelAdmin(models, control), self.loop.post)
         admin = OpenInferenceAdmin(
             self.front, models, control, name=config.server_name, version=VERSION, working=lambda: self.health.working
         )

@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 import cellstream
 from bench.server_process import workers_of
+from cellstream.models.control import ModelChange, load_model
 from serving import __main__ as serving_main
 from serving import lifeline
 from serving import server as server_module
@@ -376,15 +377,17 @@ def test_all_workers_load_and_let_go_and_a_new_one_follows(artifacts: Path, tmp_
         control.load_model("vectors")
         assert [client.stream("vectors").model.version for client in clients] == [1, 1]
         shutil.copytree(artifacts / "tokens" / "1", tmp_path / "tokens" / "1")
-        control.load_model("tokens")
+        with grpc.insecure_channel(running.address) as channel:
+            changes = load_model(channel, "tokens")
+            assert changes == tuple(ModelChange(1, "loaded", "", worker) for worker in (0, 1))
         control.unload_model("vectors")
         for name, change in (("nope", control.load_model), ("vectors", control.unload_model)):
             with pytest.raises(InferenceServerException, match=f"'{name}'") as caught:
                 change(name)
             assert "NOT_FOUND" in str(caught.value.status())
         os.kill(workers_of(running.process.pid)[0], signal.SIGKILL)
-        wait_until(lambda: running.metric("cellstream_worker_restarts_total")["0"] == 1)
-        wait_until(lambda: running.metric("cellstream_workers") == {"": 2})
+        wait_until(lambda: running.metric("cellstream_worker_restarts_total")["0"] == 1, seconds=SECONDS)
+        wait_until(lambda: running.metric("cellstream_workers") == {"": 2}, seconds=SECONDS)
         assert running.metric("cellstream_model_ready") == {"0": 1, "1": 1}, "the new one serves what was unloaded"
         control.close()
         running.process.send_signal(signal.SIGTERM)

@@ -52,6 +52,7 @@ class ModelSummary:
     name: str
     version: int
     ready: bool
+    reason: str = ""  # why it isn't
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def model_from(message: pb.GetModelResponse) -> Model:
 
 def summaries_from(message: pb.ListModelsResponse) -> tuple[ModelSummary, ...]:
     """The list of models from the server's answer."""
-    return tuple(ModelSummary(model.name, model.version, model.ready) for model in message.models)
+    return tuple(ModelSummary(model.name, model.version, model.ready, model.reason) for model in message.models)
 
 
 def _tensor(message: pb.Tensor) -> Tensor:
