@@ -9,11 +9,15 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from serving import log_output
 from serving.config import CUDA_ENVIRONMENT, WIRE_ENVIRONMENT, Batching, Limits, Sequencing, ServerConfig
 from serving.errors import ConfigError
 from serving.lifeline import Lifeline, Report
+
+if TYPE_CHECKING:
+    from serving.server import Server
 
 _ANY_PORT = "127.0.0.1:0"
 _LAST_LINES_SECONDS = 1.0  # for the log to be written before the process ends
@@ -30,7 +34,7 @@ examples:
 
 With --workers the kernel spreads connections, not streams: a connection stays with the worker that took it, and so do
 its streams. A client that wants more than one worker opens several connections. Limits hold for each worker. One that
-dies is replaced at once; its clients' streams are lost, and they are told.
+dies is replaced at once, and one that hangs is killed and replaced; its clients' streams are lost, and they are told.
 
 SIGTERM (or Ctrl-C) drains. At once health says NOT_SERVING and new streams are refused. After --drain-delay the port is
 closed and every connection gets HTTP/2's GOAWAY, so that its next stream goes to another server. Open streams are told,
@@ -60,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-listen", metavar="HOST:PORT", help="Prometheus endpoint (default: none)")
     add("--workers", type=int, default=1, metavar="N",
         help="processes that share the port, each of them a whole server (default: %(default)s)")  # fmt: skip
+    add("--worker-silence", type=float, default=30.0, metavar="SECONDS",
+        help="one that gives no sign of life for so long is killed and replaced; 0: never (%(default)s)")  # fmt: skip
     add("--threads", type=int, default=1, metavar="N",
         help="threads in one run; more than 1 pays for large models only (default: %(default)s)")  # fmt: skip
     add("--grace", type=float, default=10.0, metavar="SECONDS",
@@ -126,6 +132,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         device=arguments.device,
         metrics_listen=_ANY_PORT if arguments.metrics_listen and arguments.as_worker else arguments.metrics_listen,
         workers=1 if arguments.as_worker else arguments.workers,
+        worker_silence=arguments.worker_silence,
         share_port=arguments.as_worker is not None,
         threads=arguments.threads,
         allow_unproved=arguments.allow_unproved,
@@ -156,6 +163,7 @@ def _supervise(config: ServerConfig) -> int:
 
 def _serve(config: ServerConfig, worker: Lifeline | None, orders: int | None = None) -> int:
     leave = threading.Event()
+    server: Server | None = None
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if leave.is_set() and worker is None:  # a worker may be told twice; its supervisor ends it at once by SIGKILL
@@ -166,6 +174,7 @@ def _serve(config: ServerConfig, worker: Lifeline | None, orders: int | None = N
     signal.signal(signal.SIGINT, on_signal)
     if worker is not None:
         worker.watch(on_loss=leave.set)
+        worker.beat(lambda: server is None or server.works)
     for name, value in (WIRE_ENVIRONMENT | (CUDA_ENVIRONMENT if config.device != "cpu" else {})).items():
         os.environ.setdefault(name, value)
     from serving.server import Server  # noqa: PLC0415  after the handlers: its imports take a second

@@ -126,6 +126,9 @@ class ServerConfig:
     # Processes that serve, each with all models, a slab and limits of its own. Too few: cores idle; too many: they take
     # each other's time, and every one takes the memory of a whole server.
     workers: int = 1
+    # Seconds without a sign of life after which a worker is killed and replaced; 0: never. Too short: one that only has
+    # to wait for the processor loses its streams; too long: its share of new connections hangs for as long.
+    worker_silence: float = 30.0
     # Listen where other processes listen too (SO_REUSEPORT), and not before every model is loaded. For workers.
     share_port: bool = False
     # Where steps are computed: cpu, cuda (the first GPU) or cuda:N.
@@ -155,6 +158,7 @@ class ServerConfig:
             raise ConfigError(f"workers is {self.workers}; it must be from 1 to {MOST_WORKERS}")
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}; it must be at least 1")
-        for what, seconds in {"grace": self.grace, "drain delay": self.drain_delay}.items():
+        durations = {"grace": self.grace, "drain delay": self.drain_delay, "worker silence": self.worker_silence}
+        for what, seconds in durations.items():
             if not 0 <= seconds <= LONGEST_GRACE:
                 raise ConfigError(f"{what} is {seconds} s; it must be from 0 to {LONGEST_GRACE:.0f}")

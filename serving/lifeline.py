@@ -1,7 +1,7 @@
 """The socket between the supervisor and one worker.
 
-Owns what is said over it: a worker says once that it is ready, or why it can't be; nothing is ever said to a worker.
-Either side learns from its end that the other is gone, however that came about.
+Owns what is said over it: a worker says once that it is ready, or why it can't be, and every second that it works;
+nothing is ever said to a worker. Either side learns from its end that the other is gone, however that came about.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 _LONGEST = 32_768  # bytes of one message; a socket's buffer holds more
 _LONGEST_PROBLEM = 4_000  # characters
+BEAT_SECONDS = 1.0
+_BEAT = b"beat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,11 @@ class Report:
     problem: str = ""
     models: tuple[str, ...] = ()
     metrics_port: int | None = None  # on loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a worker says every second: it works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,20 @@ class Lifeline:
         with self._socket() as end, contextlib.suppress(OSError):
             end.send(data)
 
+    def beat(self, works: Callable[[], bool]) -> None:
+        """Tell the supervisor every second, from a thread of its own, that this process works; not while it doesn't."""
+        end = self._socket()
+
+        def run() -> None:
+            with end, contextlib.suppress(OSError):
+                while True:
+                    if works():
+                        with contextlib.suppress(BlockingIOError):  # the supervisor itself stands still
+                            end.send(_BEAT, socket.MSG_DONTWAIT)
+                    time.sleep(BEAT_SECONDS)
+
+        threading.Thread(target=run, name="beats", daemon=True).start()
+
     def watch(self, on_loss: Callable[[], None]) -> None:
         """Call `on_loss` from a thread of its own when the supervisor is gone."""
         end = self._socket()
@@ -69,7 +91,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def receive(end: socket.socket) -> Report | None:
+def receive(end: socket.socket) -> Report | Beat | None:
     """What the worker says, at the supervisor's end; None: it is gone."""
     try:
         data = end.recv(_LONGEST)
@@ -77,5 +99,7 @@ def receive(end: socket.socket) -> Report | None:
         return None
     if not data:
         return None
+    if data == _BEAT:
+        return Beat()
     said: dict[str, Any] = json.loads(data)
     return Report(said["problem"], tuple(said["models"]), said["metrics_port"])

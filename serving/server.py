@@ -46,7 +46,7 @@ from serving.wire import SERVER_OPTIONS, Wire
 from serving.worker_control import Control, WorkerControl
 
 VERSION = "0.1.0"
-STALLED_SECONDS = 30.0  # a turn that takes longer counts as a server that doesn't work
+STALLED_SECONDS = 20.0  # a turn that takes longer counts as a server that doesn't work
 _ADMIN_THREADS = 64  # started when needed; a call that sends nothing holds one until its deadline
 _LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
 
@@ -100,6 +100,7 @@ class Server:
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
             self.address = _bind(self._server, config.listen)
         self.metrics_port: int | None = None
+        self._loading = 0  # models, by the loop's own thread
 
     def start(self) -> None:
         """Begin to answer."""
@@ -124,7 +125,16 @@ class Server:
     def look(self) -> None:
         """See whether the loop still does its turns, and let health say so. Call every second or so."""
         if self.loop.alive:
-            self.health.update(working=self._clock() - self.loop.beat < STALLED_SECONDS)
+            self.health.update(working=self._turning)
+
+    @property
+    def works(self) -> bool:
+        """Whether what serves still moves, or knows that it doesn't: else another process had better take its place."""
+        return self._turning or not self.loop.alive
+
+    @property
+    def _turning(self) -> bool:
+        return bool(self._loading) or self._clock() - self.loop.beat < STALLED_SECONDS
 
     def drain(self) -> bool:
         """Leave: refuse new streams, let open ones go on for `grace` seconds, end the rest. True if all went well."""
@@ -194,7 +204,11 @@ class Server:
 
     def _load_on_loop(self, artifact: Artifact, files: GraphFiles) -> Lane:
         """Load by the thread that will run it, as a GPU's engine wants; streams wait meanwhile."""
-        return on_loop(self.loop.post, lambda: self._load(artifact, files))
+        self._loading += 1
+        try:
+            return on_loop(self.loop.post, lambda: self._load(artifact, files))
+        finally:
+            self._loading -= 1
 
     def _load(self, artifact: Artifact, files: GraphFiles) -> Lane:
         config = self._config

@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 from types import FrameType
 from typing import Any
 
@@ -37,6 +36,12 @@ FIRST_PAUSE = 0.5  # seconds after the second death in a row, then twice as long
 LONGEST_PAUSE = 30.0
 FAILED_STARTS = 5  # in a row, of every worker, are the end
 _LAST_WORDS_SECONDS = 15.0  # beyond its grace, for a worker to leave
+_TURN_SECONDS = 1.0  # the longest wait, so that silence is noticed
+# Of the time between two turns, what counts as a worker's silence. Where more has passed the supervisor was stopped,
+# too: the whole group, or the machine.
+_MOST_OF_A_TURN = 2.0
+_QUIET_SECONDS = 5.0  # without a sign of life: not counted among those that are ready
+_SILENT_START_SECONDS = 600.0  # the same as the limit for a worker that serves, for one that loads its models
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +61,9 @@ class _Worker:
     report: Report | None = None  # what it said last
     due: float = 0.0
     ready_since: float | None = None
+    silent: float = 0.0  # seconds without a sign of life, of those in which the supervisor itself was awake
+    ended_for_silence: bool = False
+    hung: int = 0  # processes that were ended for it
     starts: int = 0
     failures: int = 0  # deaths in a row, each soon after the start
     failed_starts: int = 0  # in a row
@@ -84,6 +92,7 @@ class Supervisor:
         self._signals = 0
         self._leave_by: float | None = None
         self._clean = True
+        self._watched = clock()  # when silence was counted last
         self._rounds = Rounds(config.workers, self._send)
         self._reservation = Reservation(config.listen)
         self._metrics_port: int | None = None
@@ -138,6 +147,7 @@ class Supervisor:
             else:
                 self._hear(key.data)
         self._rounds.expire(self._clock())
+        self._watch()
         if self._signals and self._leave_by is None:
             self._leave()
         if self._leave_by is not None and self._clock() >= self._leave_by:
@@ -149,11 +159,27 @@ class Supervisor:
                      metrics_port=self._metrics_port)  # fmt: skip
             on_serving()
 
+    def _watch(self) -> None:
+        """End workers that have given no sign of life for too long: the kernel would go on giving them connections."""
+        now = self._clock()
+        passed, self._watched = min(now - self._watched, _MOST_OF_A_TURN), now
+        limit = self._config.worker_silence
+        for worker in self._workers:
+            if worker.process is None or self._leave_by is not None or not limit:
+                continue
+            worker.silent += passed
+            most = limit if worker.ready_since is not None else max(limit, _SILENT_START_SECONDS)
+            if worker.silent > most and not worker.ended_for_silence:
+                worker.ended_for_silence = True
+                worker.hung += 1
+                log.error("worker hangs", worker=worker.number, pid=worker.process.pid, silent_seconds=round(most))
+                worker.process.kill()
+
     def _seconds_to_wait(self) -> float | None:
         if self._leave_by is not None:
             return max(0.0, self._leave_by - self._clock())
         due = min([worker.due for worker in self._workers if worker.process is None] + [self._rounds.due])
-        return max(0.0, due - self._clock()) if due < inf else None
+        return max(0.0, min(due - self._clock(), _TURN_SECONDS))
 
     def _start(self, worker: _Worker) -> None:
         ours, theirs = lifeline.pair()
@@ -173,6 +199,7 @@ class Supervisor:
             theirs.close()
             orders.close()
         worker.end, worker.report, worker.ready_since = ours, None, None
+        worker.silent, worker.ended_for_silence = 0.0, False
         worker.starts += 1
         self._selector.register(ours, selectors.EVENT_READ, worker)
         self._selector.register(worker.orders, selectors.EVENT_READ, _Orders(worker))
@@ -182,6 +209,9 @@ class Supervisor:
         report = lifeline.receive(worker.end)
         if report is None:
             self._ended(worker)
+            return
+        worker.silent = 0.0
+        if isinstance(report, lifeline.Beat):
             return
         worker.report = report
         if not report.problem:
@@ -231,6 +261,8 @@ class Supervisor:
         was_ready = worker.ready_since is not None
         steady = worker.ready_since is not None and self._clock() - worker.ready_since >= STEADY_SECONDS
         problem = worker.report.problem if worker.report else ""
+        silent = "it gave no sign of life, and was killed" if worker.ended_for_silence else ""
+        cause = problem or silent or _cause(status)
         worker.process = worker.end = worker.report = worker.ready_since = None
         if self._leave_by is not None:
             self._clean = self._clean and (status == 0 or not was_ready)
@@ -240,14 +272,14 @@ class Supervisor:
         if not self._serving:
             if problem:
                 raise ConfigError(problem)
-            raise StartError(f"worker {worker.number} died as it started ({_cause(status)})")
+            raise StartError(f"worker {worker.number} died as it started ({cause})")
         worker.failures = 0 if steady else worker.failures + 1
         worker.failed_starts += not was_ready
         pause = pause_after(worker.failures)
         worker.due = self._clock() + pause
-        log.error("worker died", worker=worker.number, cause=problem or _cause(status), restart_in_seconds=pause)
+        log.error("worker died", worker=worker.number, cause=cause, restart_in_seconds=pause)
         if all(each.failed_starts >= FAILED_STARTS for each in self._workers):
-            raise StartError(f"no worker can be started any more; the last one: {problem or _cause(status)}")
+            raise StartError(f"no worker can be started any more; the last one: {cause}")
 
     def _leave(self) -> None:
         self._leave_by = self._clock() + self._config.drain_delay + self._config.grace + _LAST_WORDS_SECONDS
@@ -280,10 +312,9 @@ class Supervisor:
     def _states(self) -> list[WorkerState]:
         states = []
         for worker in self._workers:
-            report, ready = worker.report, worker.ready_since is not None
-            states.append(
-                WorkerState(worker.number, max(0, worker.starts - 1), report.metrics_port if report and ready else None)
-            )
+            report, ready = worker.report, worker.ready_since is not None and worker.silent < _QUIET_SECONDS
+            port = report.metrics_port if report and ready else None
+            states.append(WorkerState(worker.number, max(0, worker.starts - 1), port, worker.hung))
         return states
 
 

@@ -28,6 +28,7 @@ class WorkerState:
     worker: int
     restarts: int  # times it was replaced
     metrics_port: int | None  # on loopback; None: it isn't ready
+    hung: int = 0  # times it was killed since it gave no sign of life
 
 
 class WorkerMetrics(Collector):
@@ -45,6 +46,10 @@ class WorkerMetrics(Collector):
         for state in states:
             restarts.add_metric((str(state.worker),), state.restarts)
         yield restarts
+        hung = CounterMetricFamily("cellstream_workers_hung", "Times a worker hung and was killed", labels=("worker",))
+        for state in states:
+            hung.add_metric((str(state.worker),), state.hung)
+        yield hung
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             answers = pool.map(_scrape, ready)
         yield from _merged(zip(ready, answers, strict=True))

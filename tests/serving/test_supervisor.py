@@ -158,3 +158,66 @@ def test_a_worker_that_is_not_ready_yet_is_not_waited_for(tmp_path: Path) -> Non
 
     threading.Thread(target=terminate_when_deaf).start()
     assert run(running) == 0
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_killed_and_replaced(tmp_path: Path) -> None:
+    """One beats, the other stops: it alone is killed, named in the log, counted, and replaced."""
+    serving, hung = tmp_path / "serving", tmp_path / "hung"
+    beats = (
+        f"while number or os.path.exists({str(hung)!r}) or not os.path.exists({str(serving)!r}):\n"
+        "    boss.send(b'beat')\n"
+        "    time.sleep(0.01)\n"
+        f"open({str(hung)!r}, 'x').close()\n"
+    )
+    config = ServerConfig(Path("unused"), "127.0.0.1:0", workers=2, grace=0.0, worker_silence=2.0)
+    running = Supervisor(config, [sys.executable, "-S", "-E", "-c", WORKER, "", SAY_READY + beats])
+
+    def terminate_when_restarted() -> None:
+        wait_until(lambda: running._states()[0].restarts == 1)
+        terminate()
+
+    def serve() -> None:
+        serving.touch()
+        threading.Thread(target=terminate_when_restarted).start()
+
+    with capture_logs() as logs:
+        run(running, serve)
+    assert [event["worker"] for event in logs if event["event"] == "worker hangs"] == [0]
+    (died,) = [event for event in logs if event["event"] == "worker died"]
+    assert (died["worker"], died["cause"]) == (0, "it gave no sign of life, and was killed")
+    assert [(state.restarts, state.hung) for state in running._states()] == [(1, 1), (0, 0)]
+
+
+class Stopped:
+    """A process that is silent."""
+
+    pid = 1
+    killed = False
+
+    def kill(self) -> None:
+        """Note it."""
+        self.killed = True
+
+
+@pytest.mark.parametrize(
+    ("ready", "turns", "seconds", "killed"),
+    [
+        (True, 29, 1.0, False),
+        (True, 32, 1.0, True),
+        (True, 1, 3600.0, False),  # the whole group was stopped, or the machine slept
+        (False, 32, 1.0, False),  # it loads its models
+        (False, 610, 1.0, True),
+    ],
+)
+def test_silence_counts_while_the_supervisor_is_awake(ready: bool, turns: int, seconds: float, killed: bool) -> None:
+    """30 seconds of its turns, however long a turn took; ten minutes for a worker that isn't ready."""
+    now = 0.0
+    config = ServerConfig(Path("unused"), "127.0.0.1:0", workers=1)
+    running = Supervisor(config, [], clock=lambda: now)
+    worker, process = running._workers[0], Stopped()
+    worker.process, worker.ready_since = process, 0.0 if ready else None  # type: ignore[assignment]
+    for _ in range(turns):
+        now += seconds
+        running._watch()
+    assert process.killed is killed
+    running._reservation.close()

@@ -250,6 +250,24 @@ def test_a_second_signal_ends_all_at_once(artifacts: Path) -> None:
         wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+def test_a_worker_that_hangs_is_replaced(artifacts: Path) -> None:
+    """A stopped worker isn't counted as ready, is killed and replaced, and the other's stream goes on meanwhile."""
+    with two_workers(artifacts, "--grace", "1", "--worker-silence", "6") as running, ExitStack() as stack:
+        _, second = running.clients_of_both(stack)
+        stream = stack.enter_context(second.stream("vectors"))
+        pids = workers_of(running.process.pid)
+        os.kill(pids[0], signal.SIGSTOP)
+        wait_until(lambda: running.metric("cellstream_workers") == {"": 1})
+        stream.step(vectors(1, 0)[0])
+        wait_until(lambda: running.metric("cellstream_workers") == {"": 2})
+        stream.step(vectors(1, 0)[0])
+        assert running.metric("cellstream_workers_hung_total") == {"0": 1, "1": 0}
+        replaced = workers_of(running.process.pid)
+        assert replaced[0] != pids[0]
+        assert replaced[1] == pids[1]
+        assert gone(pids[0])
+
+
 def test_signals_that_change_nothing(workers: Workers) -> None:
     """To the supervisor or to the whole group: the streams of both workers go on, and no worker is replaced."""
     with ExitStack() as stack:
@@ -297,6 +315,7 @@ class DeadServer:
 
     models = ("vectors/1",)
     metrics_port = None
+    works = True
 
     def __init__(self, _config: ServerConfig, *, workers: object) -> None:
         assert workers is None
@@ -321,12 +340,15 @@ def test_a_worker_whose_loop_has_died_leaves(artifacts: Path, monkeypatch: pytes
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert serving_main._serve(ServerConfig(artifacts), Lifeline(0, end.fileno())) == 1
-        assert lifeline.receive(boss) == Report(models=("vectors/1",))
+        said = lifeline.receive(boss)
+        while isinstance(said, lifeline.Beat):
+            said = lifeline.receive(boss)
+        assert said == Report(models=("vectors/1",))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         boss.close()
-        wait_until(lambda: all(thread.name != "lifeline" for thread in threading.enumerate()))
+        wait_until(lambda: all(thread.name not in ("lifeline", "beats") for thread in threading.enumerate()))
         end.close()
 
 
