@@ -126,8 +126,14 @@ cuda-stand-in: build/cuda/.done ## what the CUDA wheel calls, on a machine witho
 	PATH=$(CURDIR)/build/cuda/stand_in:$$PATH LD_LIBRARY_PATH=$(CURDIR)/build/cuda/stand_in PYTHONPATH=$(CURDIR)/build/cuda \
 	  CELLSTREAM_STAND_IN=1 $(PY) -m pytest tests/nvidia tests/serving/test_cuda.py -k 'not ($(COMPUTED))'
 
-wheel: | $(VENV)/.done ## the client as a wheel in dist/
-	$(PY) -m build --wheel --outdir dist .
+# A virtual environment of its own, of a few packages: who wants the client alone needs no torch.
+build/wheel/.done: requirements/wheel.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+wheel: build/wheel/.done ## the client as a wheel in dist/
+	build/wheel/bin/python -m build --no-isolation --wheel --outdir dist .
 
 verify: lint test ## what CI runs
 

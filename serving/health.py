@@ -12,6 +12,7 @@ import threading
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from serving.endpoint import HealthState
 from serving.front import OPEN_INFERENCE, SERVICE
 from serving.lane import Lane, Lanes
 
@@ -44,6 +45,12 @@ class Health:
     def working(self) -> bool:
         """Whether the loop does its turns and takes new streams."""
         return self._working and not self._leaving
+
+    def state(self) -> HealthState:
+        """The whole server's health, for those who don't speak gRPC."""
+        broken = {f"{name}/{version}": reason for (name, version), reason in self._lanes.broken.items()}
+        ready = self.working and bool(self._said.get(""))
+        return {"live": not self._dead, "ready": ready, "not_served": broken}
 
     def update(self, *, working: bool) -> None:
         """Tell everybody; `working` is whether the loop does its turns. Safe from any thread."""

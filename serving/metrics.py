@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.endpoint import log_metrics, serve_collector
+from serving.endpoint import HealthState, log_metrics, serve_collector
 from serving.front import Front
 from serving.lane import Lane
 from serving.stats import Histogram, Times
@@ -100,9 +100,9 @@ class Scrape(Collector):
         yield CounterMetricFamily("cellstream_messages_sent", "Answers on hot calls", value=stats.messages_out)
 
 
-def serve_metrics(front: Front, address: str) -> int:
-    """Serve /metrics on host:port; returns the port (for port 0: the one chosen). Raises ConfigError."""
-    return serve_collector(Scrape(front), address)
+def serve_metrics(front: Front, address: str, health: Callable[[], HealthState]) -> int:
+    """Serve /metrics and /healthz on host:port; returns the port (for port 0: the one chosen). Raises ConfigError."""
+    return serve_collector(Scrape(front), address, health)
 
 
 def _labels(lane: Lane) -> tuple[str, str]:

@@ -105,7 +105,7 @@ class Server:
     def start(self) -> None:
         """Begin to answer."""
         if self._config.metrics_listen is not None:
-            self.metrics_port = serve_metrics(self.front, self._config.metrics_listen)
+            self.metrics_port = serve_metrics(self.front, self._config.metrics_listen, self.health.state)
         self._server.start()
         self._wire.start()
         self.loop.start()

@@ -97,7 +97,8 @@ class Supervisor:
         self._reservation = Reservation(config.listen)
         self._metrics_port: int | None = None
         if config.metrics_listen is not None:
-            self._metrics_port = serve_collector(WorkerMetrics(self._states), config.metrics_listen)
+            shown = WorkerMetrics(self._states)
+            self._metrics_port = serve_collector(shown, config.metrics_listen, shown.health)
 
     @property
     def address(self) -> str:

@@ -7,6 +7,7 @@ Prometheus sees and allows for in each series, and could not see in a sum.
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from serving.endpoint import log_metrics
+from serving.endpoint import HealthState, log_metrics
 
 SCRAPE_SECONDS = 2.0  # a worker that takes longer is left out of this scrape
 _AT_ONCE = 8
@@ -54,6 +55,19 @@ class WorkerMetrics(Collector):
             answers = pool.map(_scrape, ready)
         yield from _merged(zip(ready, answers, strict=True))
 
+    def health(self) -> HealthState:
+        """Every worker's health: all is ready if a worker listens, and each that does is ready."""
+        states = list(self._states())
+        listening = [state for state in states if state.metrics_port is not None]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            answers = dict(zip([state.worker for state in listening], pool.map(_ask_health, listening), strict=True))
+        said: dict[int, HealthState] = {worker: answer for worker, answer in answers.items() if answer is not None}
+        return {
+            "live": True,
+            "ready": bool(listening) and len(said) == len(listening) and all(one["ready"] for one in said.values()),
+            "workers": {str(state.worker): said.get(state.worker) for state in states},
+        }
+
 
 def _merged(answers: Iterable[tuple[WorkerState, str]]) -> Iterable[Metric]:
     merged: dict[str, Metric] = {}
@@ -70,10 +84,18 @@ def _merge(merged: dict[str, Metric], family: Metric, worker: str) -> None:
     known.samples += [sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples]
 
 
-def _scrape(state: WorkerState) -> str:
+def _ask_health(state: WorkerState) -> HealthState | None:
+    try:
+        found: HealthState = json.loads(_scrape(state, "/healthz"))
+    except ValueError:
+        return None
+    return found
+
+
+def _scrape(state: WorkerState, path: str = "/metrics") -> str:
     connection = http.client.HTTPConnection("127.0.0.1", state.metrics_port, timeout=SCRAPE_SECONDS)
     try:
-        connection.request("GET", "/metrics")
+        connection.request("GET", path)
         return connection.getresponse().read().decode()
     except (OSError, http.client.HTTPException):
         return ""  # it has just died, or is about to: its restarts tell

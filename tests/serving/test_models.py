@@ -484,6 +484,9 @@ def test_a_broken_version_is_skipped_at_the_start(repository: Path, artifacts: P
             assert code is grpc.StatusCode.NOT_FOUND
             assert f"no model 'vectors' version 2 is served ({why}" in text
             assert str(repository) not in text
+            state = running.health.state()
+            assert (state["live"], state["ready"], list(state["not_served"])) == (True, True, ["vectors/2"])
+            assert state["not_served"]["vectors/2"].startswith(why)
             ready = {tuple(one.labels.values()): one.value for one in gauge(running, "cellstream_model_ready")}
             assert ready == {("tokens", "1"): 1, ("vectors", "1"): 1, ("vectors", "2"): 0}
     finally:
@@ -505,8 +508,10 @@ def test_a_model_without_a_good_version_is_no_healthy_server(repository: Path) -
             assert [health(channel, name) for name in names] == [NOT_SERVING] * 3 + [SERVING]
             ready = ask(channel, "ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse).ready
             assert not ready
+            assert not running.health.state()["ready"]
     finally:
         running.drain()
+    assert not running.health.state()["ready"]
 
 
 def test_where_nothing_can_be_served_nothing_starts(repository: Path) -> None:

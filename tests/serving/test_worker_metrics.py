@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from serving import worker_metrics as module
-from serving.endpoint import serve_collector
+from serving.endpoint import HealthState, serve_collector
 from serving.worker_metrics import WorkerMetrics, WorkerState
 
 
@@ -29,6 +29,35 @@ class Steps(Collector):
         yield HistogramMetricFamily("cellstream_batch_streams", "Streams", buckets=[("1", 2), ("+Inf", 3)], sum_value=4)
 
 
+def well() -> HealthState:
+    """A worker that is well."""
+    return {"live": True, "ready": True}
+
+
+def ill() -> HealthState:
+    """A worker whose model doesn't compute."""
+    return {"live": True, "ready": False}
+
+
+def test_the_whole_is_ready_if_every_worker_that_listens_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is being replaced doesn't count, one that is ill or hangs does; before the first, nothing is ready."""
+    monkeypatch.setattr(module, "SCRAPE_SECONDS", 0.5)
+    good, bad = (
+        WorkerState(number, 0, serve_collector(Steps(1), "127.0.0.1:0", how)) for number, how in enumerate((well, ill))
+    )
+    starting = WorkerState(2, 1, None)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = WorkerState(3, 0, silent.getsockname()[1])
+        found = [
+            WorkerMetrics(lambda states=states: states).health()  # type: ignore[misc]
+            for states in ([good], [good, starting], [good, bad], [good, hanging], [starting], [])
+        ]
+    assert [one["ready"] for one in found] == [True, True, False, False, False, False]
+    assert all(one["live"] for one in found)
+    assert found[1]["workers"] == {"0": well(), "2": None}
+    assert found[3]["workers"] == {"0": well(), "3": None}
+
+
 def shown(states: list[WorkerState]) -> str:
     """What a scrape of the supervisor gives."""
     registry = CollectorRegistry()
@@ -38,7 +67,9 @@ def shown(states: list[WorkerState]) -> str:
 
 def test_each_worker_has_its_own_series_of_one_family() -> None:
     """Labels are kept, histograms too; a family is announced once, and nothing is added up."""
-    text = shown([WorkerState(number, 0, serve_collector(Steps(10 + number), "127.0.0.1:0")) for number in range(2)])
+    text = shown(
+        [WorkerState(number, 0, serve_collector(Steps(10 + number), "127.0.0.1:0", well)) for number in range(2)]
+    )
     for number in range(2):
         labels = rf'model="odd \"name\"",worker="{number}"'
         assert f"cellstream_steps_total{{{labels}}} {10 + number}.0" in text
@@ -58,7 +89,7 @@ def test_workers_that_do_not_answer_are_left_out(monkeypatch: pytest.MonkeyPatch
                 WorkerState(0, 3, None),
                 WorkerState(1, 1, dead_port),
                 WorkerState(2, 0, hanging.getsockname()[1]),
-                WorkerState(3, 0, serve_collector(Steps(5), "127.0.0.1:0")),
+                WorkerState(3, 0, serve_collector(Steps(5), "127.0.0.1:0", well)),
             ]
         )
     assert "\ncellstream_workers 3.0\n" in text
