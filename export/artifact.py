@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import staging
 from model import interruption
@@ -143,21 +145,69 @@ def reason(error: OSError) -> str:
     return f"{text}; {hint}" if (hint := _HINTS.get(error.errno or 0)) else text
 
 
-def move_weights(model: ModelProto) -> bytes:
-    """Take the weights out of `model`, leaving references into WEIGHTS, and return that file's bytes.
+class WeightsWriter:
+    """Writes WEIGHTS one weight at a time, so that no second copy of all of them is ever held.
 
     The same weights in the same order give the same bytes.
     """
-    data = bytearray()
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._end, self._hash = file, 0, hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """What the contract calls `weights_digest`, of what has been written so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def keep(self, name: str, array: npt.NDArray[Any]) -> TensorProto:
+        """Write a weight, and return the tensor that refers to it; a small constant is the tensor itself."""
         if stays(array.dtype, array.size):
-            continue
-        data.extend(b"\0" * (-len(data) % ALIGNMENT))
-        raw = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
-        _refer(tensor, offset=len(data), length=len(raw))
-        data.extend(raw)
-    return bytes(data)
+            return numpy_helper.from_array(array, name)
+        self._write(b"\0" * (-self._end % ALIGNMENT))
+        tensor = refer(name, array, offset=self._end)
+        self._write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+        return tensor
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._end += len(data)
+
+
+def write_weights(model: ModelProto, path: Path) -> str:
+    """Move the weights out of `model` into the file `path`, leaving references to it, and return its digest."""
+    with path.open("wb") as file:
+        return _move(model, file)
+
+
+def move_weights(model: ModelProto) -> bytes:
+    """Take the weights out of `model`, leaving references into WEIGHTS, and return that file's bytes."""
+    file = io.BytesIO()
+    _move(model, file)
+    return file.getvalue()
+
+
+def _move(model: ModelProto, file: BinaryIO) -> str:
+    writer = WeightsWriter(file)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(writer.keep(tensor.name, numpy_helper.to_array(tensor)))
+    return writer.digest
+
+
+def read_weights(model: ModelProto, folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """The weights of a graph read without them, by name, mapped from the file: nothing is read before it is used."""
+    return {tensor.name: _mapped(tensor, folder) for tensor in model.graph.initializer}
+
+
+def _mapped(tensor: TensorProto, folder: Path) -> npt.NDArray[Any]:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).newbyteorder("<")
+    try:
+        return np.memmap(folder / WEIGHTS, dtype, "r", int(where["offset"]), tuple(tensor.dims))
+    except (KeyError, OSError, ValueError) as error:
+        raise ArtifactError(f"{folder / WEIGHTS}: weight {tensor.name!r} isn't there; export it anew") from error
 
 
 def stays(dtype: np.dtype[Any], size: int) -> bool:
@@ -165,12 +215,13 @@ def stays(dtype: np.dtype[Any], size: int) -> bool:
     return np.issubdtype(dtype, np.integer) and dtype != np.uint8 and size <= SMALL
 
 
-def _refer(tensor: TensorProto, *, offset: int, length: int) -> None:
-    for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-        tensor.ClearField(name)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
+def refer(name: str, array: npt.NDArray[Any], *, offset: int) -> TensorProto:
+    """A tensor of that name, type and shape whose values lie in WEIGHTS, `offset` bytes from its start."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def digest(data: bytes) -> str:
@@ -180,7 +231,8 @@ def digest(data: bytes) -> str:
 
 def check_digest(folder: Path, contract: Contract) -> None:
     """Raise ArtifactError where weights, graphs or contract aren't what the artifact was made with."""
-    found = digest((folder / WEIGHTS).read_bytes())
+    with (folder / WEIGHTS).open("rb") as file:
+        found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     if found != contract.weights_digest:
         raise ArtifactError(
             f"{folder / WEIGHTS} was changed: its digest is {found[:19]}…, and the contract says"

@@ -5,7 +5,6 @@ A suite that passes says little unless it is known to fail. Owns the table of fa
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from export import artifact, portable, resident
@@ -23,8 +22,8 @@ from export.parity import Levels
 from export.precision import Precision
 from export.products import SCALES
 from export.run_faults import HalfState, LostChunkEnd, StaleRow, missed_by
-from export.runtime import Resident
-from export.samples import NON_ZERO, Arrays
+from export.runtime import Planted, Resident
+from export.samples import Arrays
 from export.time_scan import is_time_scan
 from model.contract import Contract, ParityRecord
 from model.lstm import LSTM, Spec
@@ -44,7 +43,7 @@ class Fault:
     """
 
     name: str
-    plant: Callable[[ModelProto], None] | None = None
+    plant: Callable[[ModelProto, Copied], None] | None = None
     runs: type[Resident] = Resident
     weights: Callable[[Weights], None] | None = None
     layers: int = 1  # that a model needs to have it
@@ -110,30 +109,27 @@ def _roll_projection(weights: Weights) -> None:
 
 
 def _round_weights(weights: Weights) -> None:
-    for name in weights:
-        if name.startswith("lstm.weight"):
-            weights[name] = fewer_bits(weights[name])
+    _edit(weights, (*MATRICES, "weight_hr"), fewer_bits)
 
 
-def _exchange_states(model: ModelProto) -> None:
+def _exchange_states(model: ModelProto, _weights: Copied) -> None:
     """H where c belongs, and c where h does."""
     for node, h in _cells(model):
         node.input[h], node.input[h + 1] = node.input[h + 1], node.input[h]
 
 
-def _exchange_layers(model: ModelProto) -> None:
+def _exchange_layers(model: ModelProto, _weights: Copied) -> None:
     """The first two layers start from each other's states."""
     (first, h), (second, _), *_ = _cells(model)
     for place in (h, h + 1):
         first.input[place], second.input[place] = second.input[place], first.input[place]
 
 
-def _shift_scales(model: ModelProto) -> None:
+def _shift_scales(model: ModelProto, weights: Copied) -> None:
     """Each row of 8-bit weights with its neighbour's scales."""
     for tensor in model.graph.initializer:
         if tensor.name.endswith(SCALES):
-            scales = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.roll(scales, 1, axis=0), tensor.name))
+            weights.change(tensor.name, lambda scales: np.roll(scales, 1, axis=0))
 
 
 class _Rounding(Resident):
@@ -163,19 +159,52 @@ FAULTS = (
 )
 
 
-def plant(fault: Fault, module: LSTM, contract: Contract, folder: Path) -> list[ParityRecord]:
-    """What parity says of a copy with this fault, written into `folder`: the records of the two graphs."""
-    model = portable.build(_faulty(fault, module), Precision(contract.precision))
+def find(fault: Fault, levels: Levels) -> list[ParityRecord]:
+    """What parity says of the resident graph with this fault in it, in its weights or in how it is run."""
+    if not fault.in_graphs:
+        return levels.bit_for_bit(0, most_steps=MOST_STEPS, runs=fault.runs)
+    return levels.of_planted(lambda: _planted(fault, levels), STEPS)
+
+
+def _planted(fault: Fault, levels: Levels) -> Planted:
+    """The resident graph with this fault in it, and the weights that it changes."""
+    base, _ = artifact.read_graph(levels.folder / artifact.MODEL, weights=False)
+    copied = Copied(base, artifact.read_weights(base, levels.folder), levels.module.spec.layers)
+    model = portable.build(_faulty(fault, levels.module), Precision(levels.contract.precision), copied.keep)
     if fault.plant is not None:
-        fault.plant(model)
-    (folder / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
+        fault.plant(model, copied)
+    return Planted(resident.derive(model, levels.contract).SerializeToString(), copied.changed)
+
+
+class Copied:
+    """The weights of a copy: those that a fault changed in memory, and for all others the file that is there."""
+
+    def __init__(self, base: ModelProto, arrays: Mapping[str, Array], layers: int) -> None:
+        self.arrays = dict(arrays)
+        self.changed: dict[str, Array] = {}
+        self._tensors = {tensor.name: tensor for tensor in base.graph.initializer}
+        self._last = f"lstm.{layers - 1}."  # the one layer whose weights are changed
+
+    def keep(self, name: str, array: Array) -> TensorProto:
+        """The tensor that the copy's graph has of a weight."""
+        if artifact.stays(array.dtype, array.size):
+            return numpy_helper.from_array(array, name)
+        if name.startswith(self._last) and not np.array_equal(self.arrays[name], array):
+            self.changed[name] = np.ascontiguousarray(array)
+        return self._tensors[name]
+
+    def change(self, name: str, change: Callable[[Array], Array]) -> None:
+        """Change a weight of the copy."""
+        self.changed[name] = np.ascontiguousarray(change(self.arrays[name]))
+
+
+def plant(fault: Fault, module: LSTM, contract: Contract, folder: Path) -> list[ParityRecord]:
+    """The same for a module alone, whose graphs are written into `folder` first."""
+    with (folder / artifact.WEIGHTS).open("wb") as file:
+        model = portable.build(module, Precision(contract.precision), artifact.WeightsWriter(file).keep)
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     artifact.write_graph(resident.derive(model, contract), folder / artifact.RESIDENT, contract)
-    levels = Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract, fault.runs)
-    if not fault.in_graphs:
-        return levels.bit_for_bit(0, most_steps=MOST_STEPS)
-    records = levels.against_truth(STEPS, NON_ZERO)
-    return [record for record in records if record.subject in (artifact.MODEL, artifact.RESIDENT)]
+    return find(fault, Levels(module, folder, (artifact.MODEL, artifact.RESIDENT), contract))
 
 
 def _faulty(fault: Fault, module: LSTM) -> LSTM:
@@ -187,9 +216,8 @@ def _faulty(fault: Fault, module: LSTM) -> LSTM:
     return LSTM.from_state_dict(weights, module.spec)
 
 
-def controls(module: LSTM, contract: Contract) -> Iterator[tuple[str, float]]:
-    """Every fault that this model can have, planted into a copy in a temporary folder, with what was found of it."""
+def controls(levels: Levels) -> Iterator[tuple[str, float]]:
+    """Every fault that this model can have, planted into a copy, with what was found of it."""
     for fault in FAULTS:
-        if fault.fits(module.spec, Precision(contract.precision)):
-            with tempfile.TemporaryDirectory() as folder:
-                yield fault.name, missed_by(plant(fault, module, contract, Path(folder)))
+        if fault.fits(levels.module.spec, Precision(levels.contract.precision)):
+            yield fault.name, missed_by(find(fault, levels))

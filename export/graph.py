@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
+Keep = Callable[[str, Array], TensorProto]  # where a weight's values go; what the graph then has of it
+
+
+def embedded(name: str, value: Array) -> TensorProto:
+    """Keep a weight in the graph itself."""
+    return numpy_helper.from_array(np.ascontiguousarray(value), name)
 
 
 @dataclass(slots=True)
 class Graph:
     """A graph under construction; one that stands within another shares its weights."""
 
+    keep: Keep = embedded
     nodes: list[NodeProto] = field(default_factory=list)
-    weights: dict[str, Array] = field(default_factory=dict)
+    weights: dict[str, TensorProto] = field(default_factory=dict)
     values: list[ValueInfoProto] = field(default_factory=list)  # shapes that ONNX can't infer by itself
 
     def add(self, op: str, inputs: list[str], outputs: list[str], **attributes: Any) -> str:
@@ -26,8 +34,9 @@ class Graph:
         return outputs[0]
 
     def weight(self, name: str, value: Array) -> str:
-        """Add a weight, and return its name."""
-        self.weights[name] = np.ascontiguousarray(value)
+        """Add a weight, unless one of that name is there, and return its name."""
+        if name not in self.weights:
+            self.weights[name] = self.keep(name, value)
         return name
 
     def constant(self, name: str, values: list[int]) -> str:
@@ -36,7 +45,7 @@ class Graph:
 
     def within(self) -> Graph:
         """A graph inside this one, with nodes of its own and the same weights."""
-        return Graph(weights=self.weights)
+        return Graph(keep=self.keep, weights=self.weights)
 
 
 def value(name: str, shape: list[str | int]) -> ValueInfoProto:

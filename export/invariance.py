@@ -18,12 +18,12 @@ from export.runtime import Resident
 from export.samples import NON_ZERO, Arrays, Sample, draw
 from model.contract import Contract
 
-STEPS = 12
-STREAMS = 3
+STEPS, QUICK_STEPS = 12, 4
+STREAMS, QUICK_STREAMS = 3, 1
 ROWS = 128
 WILD = 1e30  # how large neighbours are
 BATCHES = (1, 2, 3, 4, 5, 8, 16, 37)
-CHUNKS = ([1] * STEPS, [5, 7], [2, 3, 1, 6], [STEPS - 1, 1])
+CHUNKS = {STEPS: ([1] * STEPS, [5, 7], [2, 3, 1, 6], [STEPS - 1, 1]), QUICK_STEPS: ([1] * QUICK_STEPS, [1, 3], [2, 2])}
 THREADS = (1, 2, 4)
 SEED = 11
 
@@ -34,7 +34,7 @@ class Circumstances:
 
     batch: int = 1
     position: int = 0
-    chunks: Sequence[int] = (STEPS,)
+    chunks: Sequence[int] = ()  # none: all steps in one
     first_row: int = 1
     wild: bool = False
     lengths: bool = False  # neighbours stop earlier
@@ -54,7 +54,7 @@ def answer_of(resident: Resident, contract: Contract, sample: Sample, lane: int,
         resident.write_states(row, {name: value[lane if ours else place] for name, value in states.items()})
     pieces: list[Arrays] = []
     done = 0
-    for size in how.chunks if contract.ragged else [1] * STEPS:
+    for size in (how.chunks or [sample.steps]) if contract.ragged else [1] * sample.steps:
         inputs = {name: value[:, done : done + size].copy() for name, value in others.inputs.items()}
         for name, value in inputs.items():
             value[how.position] = sample.inputs[name][lane, done : done + size]
@@ -82,33 +82,36 @@ def same_bytes(first: Arrays, second: Arrays) -> bool:
     return first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
-def invariances(path: Path, contract: Contract) -> dict[str, bool]:
-    """What makes no difference here, by name, and what does."""
-    sample = draw(contract, STEPS, NON_ZERO, STREAMS, SEED)
+def invariances(path: Path, contract: Contract, *, quick: bool = False) -> dict[str, bool]:
+    """What makes no difference here, by name, and what does. `quick`: by fewer and shorter streams."""
+    streams, steps = (QUICK_STREAMS, QUICK_STEPS) if quick else (STREAMS, STEPS)
+    sample = draw(contract, steps, NON_ZERO, streams, SEED)
     alone = Resident(path, contract, rows=ROWS)
-    plain = [answer_of(alone, contract, sample, lane, Circumstances()) for lane in range(STREAMS)]
+    plain = [answer_of(alone, contract, sample, lane, Circumstances()) for lane in range(streams)]
 
     def holds(resident: Resident, ways: Sequence[Circumstances]) -> bool:
         return all(
             same_bytes(answer_of(resident, contract, sample, lane, how), plain[lane])
             for how in ways
-            for lane in range(STREAMS)
+            for lane in range(streams)
         )
 
     in_five = [Circumstances(batch=5, position=2, wild=wild, lengths=True) for wild in (False, True)]
-    return {
+    found = {
         "batch size": holds(alone, [Circumstances(batch=batch, position=batch // 2) for batch in BATCHES]),
         "position in the batch": holds(alone, [Circumstances(batch=8, position=place) for place in range(8)]),
-        "chunking": holds(alone, [Circumstances(chunks=chunks) for chunks in CHUNKS]),
+        "chunking": holds(alone, [Circumstances(chunks=chunks) for chunks in CHUNKS[steps]]),
         "row placement": holds(alone, [Circumstances(batch=2, first_row=row) for row in (1, 17, ROWS // 2 - 1)]),
         "neighbours' lengths": holds(alone, in_five[:1]),
         "neighbours of 1e30": holds(alone, in_five[1:]),
-        "number of threads": all(
-            holds(Resident(path, contract, rows=ROWS, threads=count), [Circumstances(), Circumstances(batch=8)])
-            for count in THREADS
-        ),
-        "process": _elsewhere(path) == fingerprint(path, contract),
     }
+    del alone  # a large model's weights are in memory once
+    found["number of threads"] = all(
+        holds(Resident(path, contract, rows=ROWS, threads=count), [Circumstances(), Circumstances(batch=8)])
+        for count in THREADS
+    )
+    found["process"] = _elsewhere(path) == fingerprint(path, contract)
+    return found
 
 
 def fingerprint(path: Path, contract: Contract) -> str:

@@ -18,9 +18,10 @@ from onnx import ModelProto
 from export import artifact, checks, faults, machine, portable, resident, triton
 from export.invariance import invariances
 from export.page import artifact_page
-from export.parity import STEPS, Levels
+from export.parity import Levels
 from export.precision import Precision
 from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
+from export.samples import ALL_STEPS, WIDE
 from model.checkpoint import Checkpoint
 from model.contract import Certificate, Contract, ParityRecord
 from model.lstm import LSTM
@@ -29,7 +30,6 @@ from model.weights import WeightsError
 NOT_CHECKED = (
     "execution providers other than the CPU's (CUDA)",
     "processors other than the one named under machine",
-    f"sequences of more than {max(STEPS)} steps",
     "the answers over gRPC (`make parity` checks them)",
 )
 Progress = Callable[[str, int, int], None]  # what is being done, how far, of how much
@@ -51,6 +51,7 @@ class Evidence:
     invariances: Mapping[str, bool] = field(default_factory=dict)
     controls: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    not_checked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +119,13 @@ def _write_portable(
     row_parts: RowParts = WHOLE_ROWS,
 ) -> tuple[ModelProto, Contract]:
     """Build, write and check model.onnx and the weights file."""
-    model = portable.build(checkpoint.module, precision)
-    weights = artifact.move_weights(model)
-    (folder / artifact.WEIGHTS).write_bytes(weights)
+    with (folder / artifact.WEIGHTS).open("wb") as file:
+        weights = artifact.WeightsWriter(file)
+        model = portable.build(checkpoint.module, precision, weights.keep)
     contract = portable.contract_of(
         checkpoint.module.spec,
         name=name,
-        weights_digest=artifact.digest(weights),
+        weights_digest=weights.digest,
         notes=checkpoint.notes,
         precision=precision,
     )
@@ -148,20 +149,30 @@ def _prove(module: LSTM, folder: Path, contract: Contract, progress: Progress) -
     planted = [fault for fault in faults.FAULTS if fault.fits(module.spec, Precision(contract.precision))]
     total = levels.batches + 1 + len(planted)
     records: list[ParityRecord] = []
-    curves: dict[str, list[float]] = {}
     progress("parity", 0, total)
     for done, batch in enumerate(levels.records(), start=1):
         records += batch
-        if all(record.steps == max(STEPS) for record in batch):
-            curves = {subject: errors.tolist() for subject, errors in levels.curves.items()}
         progress("parity", done, total)
+    curves = {subject: errors.tolist() for subject, errors in levels.curves.items()}
     refuse_failed(records)
-    held = invariances(folder / artifact.RESIDENT, contract)
+    held = invariances(folder / artifact.RESIDENT, contract, quick=not levels.effort.thorough)
     controls = {}
-    for done, (name, ratio) in enumerate(faults.controls(module, contract), start=levels.batches + 2):
+    for done, (name, ratio) in enumerate(faults.controls(levels), start=levels.batches + 2):
         controls[name] = ratio
         progress("planted faults", done, total)
-    return Evidence(tuple(records), held, controls, curves)
+    return Evidence(tuple(records), held, controls, curves, _not_checked(levels))
+
+
+def _not_checked(levels: Levels) -> tuple[str, ...]:
+    """What the proof says nothing of, which is more where a model is large."""
+    steps, double = levels.effort.steps[-1], levels.effort.double_steps
+    widest = max(tensor.elements for tensor in levels.contract.outputs)
+    left = [f"sequences of more than {steps} steps"]
+    if levels.effort.wide:
+        left.append(f"after step {ALL_STEPS}, all but {WIDE} of the {widest} outputs of each step, which take turns")
+    if double < steps:
+        left.append(f"nn.LSTM in float64 for more than {double} steps")
+    return (*NOT_CHECKED, *left)
 
 
 def refuse_failed(records: Sequence[ParityRecord]) -> None:
@@ -183,7 +194,7 @@ def _certificate(evidence: Evidence, contract: Contract) -> Certificate:
         **machine.provenance(torch, onnx, ort, np),
         weights_digest=contract.weights_digest,
         records=evidence.records,
-        not_checked=(*Precision(contract.precision).terms.not_checked, *NOT_CHECKED),
+        not_checked=(*Precision(contract.precision).terms.not_checked, *evidence.not_checked),
         invariances=evidence.invariances,
         controls=evidence.controls,
     )
@@ -214,9 +225,8 @@ def prove(path: Path, *, progress: Progress = silent) -> Proved:
     artifact.check_digest(folder, contract)
     checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
     checks.check_structure(checks.resident_subject(folder / artifact.RESIDENT, wrapped, contract))
-    loaded, _ = artifact.read_graph(folder / artifact.MODEL, weights=True)
     try:
-        module = portable.read_module(loaded)
+        module = portable.read_module(model, artifact.read_weights(model, folder))
     except WeightsError as error:
         raise ParityError(f"{folder}: no PyTorch module can be read from its weights ({error})") from error
     return Proved(folder, contract, _prove(module, folder, contract, progress))

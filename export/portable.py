@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from export import cells
-from export.graph import Array, Graph, value
+from export.graph import Array, Graph, Keep, embedded, value
 from export.precision import Precision
 from export.products import MICROSOFT, product, read_products
 from model.cell import LayerWeights
@@ -66,13 +66,14 @@ def contract_of(
     return contract
 
 
-def build(module: LSTM, precision: Precision = Precision.FP32) -> ModelProto:
+def build(module: LSTM, precision: Precision = Precision.FP32, keep: Keep = embedded) -> ModelProto:
     """The portable graph: x [B, T, F] (or tokens [B, T]), h and c [B, L, H] give y [B, T, O], h_out and c_out.
 
-    B and T are symbolic. Weights are embedded; `export.artifact` moves them to their own file. Layers are LSTM nodes
-    where that operator can say what they are, and cells in a Scan elsewhere.
+    B and T are symbolic. `keep` says where weights go, one at a time, so that a large module's are never held twice:
+    by default they are embedded. Layers are LSTM nodes where that operator can say what they are, and cells in a Scan
+    elsewhere.
     """
-    graph = Graph()
+    graph = Graph(keep)
     spec = module.spec
     top = _encode(graph, module, precision)
     h, c = _split_state(graph, "h", spec.layers), _split_state(graph, "c", spec.layers)
@@ -174,7 +175,7 @@ def _model(graph: Graph, spec: Spec, precision: Precision) -> ModelProto:
             value("y", ["batch", "time", spec.outputs]),
             *(value(f"{name}_out", shape) for name, shape in states.items()),
         ],
-        [numpy_helper.from_array(array, name) for name, array in graph.weights.items()],
+        list(graph.weights.values()),
         value_info=graph.values,
     )
     opsets = [helper.make_opsetid(domain, version) for domain, version in opsets_of(precision).items()]
@@ -190,18 +191,19 @@ def _array(weight: Any) -> Array:
     return np.asarray(weight.detach().numpy())
 
 
-def read_module(model: ModelProto) -> LSTM:
-    """The module whose graph this is, from the weights in it (embedded or loaded): the inverse of `build`.
+def read_module(model: ModelProto, arrays: Mapping[str, Array] | None = None) -> LSTM:
+    """The module whose graph this is, from its weights (None: those embedded in it): the inverse of `build`.
 
     It is so bit for bit where weights are float32, and what they stand for where they aren't. An artifact so
     suffices to prove itself again. Raises WeightsError where the weights aren't an LSTM's.
     """
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    arrays = arrays or {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     products = read_products(model, arrays)
     state_dict: dict[str, torch.Tensor] = {}
 
     def put(name: str, array: Array) -> None:
-        state_dict[name] = torch.from_numpy(array.copy())  # its own memory, writable and contiguous
+        own = array.flags.owndata and array.flags.writeable and array.flags.c_contiguous
+        state_dict[name] = torch.from_numpy(array if own else array.copy())
 
     for node in model.graph.node:
         if node.op_type == "LSTM":

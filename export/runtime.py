@@ -6,6 +6,7 @@ Owns sessions and the slab of a proof. Serving has an engine of its own; this on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,27 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 
-def _session(path: Path, threads: int) -> Any:
+FOLDER = "session.model_external_initializers_file_folder_path"  # where a graph that isn't in a file has its weights
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A graph in memory, in place of the one in a file beside the same weights; `changed` has those that differ."""
+
+    graph: bytes
+    changed: Mapping[str, Array]
+
+
+def _session(path: Path, threads: int, planted: Planted | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given: Path | bytes = path
+    if planted is not None:
+        given = planted.graph
+        options.add_session_config_entry(FOLDER, str(path.parent))
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in planted.changed.values()]
+        options.add_external_initializers(list(planted.changed), values)
+    return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
 class Portable:
@@ -44,8 +62,11 @@ class Portable:
 class Resident:
     """resident.onnx on slabs [N, W] of its own; row 0 is a new stream's state. `threads` 0: one per core."""
 
-    def __init__(self, path: Path, contract: Contract, *, rows: int, threads: int = 0) -> None:
-        self._session = _session(path, threads)
+    def __init__(
+        self, path: Path, contract: Contract, *, rows: int, threads: int = 0, planted: Planted | None = None
+    ) -> None:
+        self._planted = planted  # its arrays must outlive the session
+        self._session = _session(path, threads, planted)
         self._contract = contract
         self.slabs: Arrays = {}
         self._values: dict[str, Any] = {}

@@ -6,7 +6,8 @@ Owns the drawing of samples, and how much of one is held at once. Knows no torch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,12 @@ FEWEST = 1  # streams in a group
 MANY = 100  # integers without bounds are drawn up to here
 _RATES = (0.5, 0.0, 1.0, 0.1, 0.9)  # how often a flag is set, stream by stream
 _ENDS = 0.2  # how often a float of a range is one of its ends
-# Elements of the widest tensor, over lanes and steps, that are computed at once: about 100 bytes each at the peak,
+# Elements of the widest tensor, over lanes and steps, that are compared at once: about 100 bytes each at the peak,
 # for the float64 answers and their differences. More only costs memory; much less makes calls of a few steps.
 BUDGET = 2**20
+COMPUTED = 2**23  # elements that a graph may give at once, whether or not they are all compared
+WIDE = 8192  # elements of an output that are compared at every step
+ALL_STEPS = 10  # the first steps, at which all elements of a wider output are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,45 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """Streams that are compared after each of these numbers of steps: `batch` of them from each initial state."""
+
+    marks: tuple[int, ...]  # in ascending order
+    initials: tuple[str, ...]
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.marks[-1]
+
+    @property
+    def lanes(self) -> int:
+        """Streams in all, those of the first initial state first."""
+        return self.batch * len(self.initials)
+
+    def lanes_of(self, initial: str) -> slice:
+        """The lanes that start from this state."""
+        first = self.initials.index(initial) * self.batch
+        return slice(first, first + self.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some steps of some lanes: inputs [B, T, *shape], up to step `done`, and the columns of outputs to compare."""
+
+    inputs: Arrays
+    done: int
+    columns: npt.NDArray[np.int64] | None  # None: all
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """Some lanes of a sample, from their first step on: their states, and their inputs slice of time by slice."""
+    """Some lanes of a course, from their first step on: their states, and their inputs piece by piece."""
 
     lanes: slice
     states: Arrays
-    slices: Iterator[Arrays]  # inputs [B, T, *shape], in order of time; drawn when asked for
+    pieces: Iterator[Piece]  # in order of time; drawn when asked for
 
 
 def lanes(contract: Contract, steps: int) -> int:
@@ -61,19 +98,72 @@ def draw(contract: Contract, steps: int, initial: str, batch: int, seed: int) ->
     return Sample(steps, initial, inputs, _states(contract, initial, batch, random))
 
 
-def parts(contract: Contract, steps: int, initial: str, batch: int, seed: int) -> Iterator[Part]:
-    """The same kind of sample, no more than BUDGET of it at a time: first few lanes, then few steps."""
-    sizes = [tensor.elements for tensor in (*contract.inputs, *contract.outputs)]
-    widest = max(sizes + [state.elements for state in contract.states])
-    at_once = min(batch, max(1, BUDGET // widest))
-    longest = min(steps, max(1, BUDGET // (widest * at_once)))
-    for first in range(0, batch, at_once):
-        count = min(at_once, batch - first)
-        random = np.random.default_rng([seed, steps, initial == ZERO, first])
-        states = _states(contract, initial, count, random)
-        spans = [min(longest, steps - begun) for begun in range(0, steps, longest)]
-        slices = (_inputs(contract, (count, span), random) for span in spans)
-        yield Part(slice(first, first + count), states, slices)
+def courses(contract: Contract, steps: Sequence[int], initials: tuple[str, ...]) -> list[Course]:
+    """As few courses as compare after each of `steps`: one is longer than another only where it needs fewer lanes."""
+    by_lanes: dict[int, list[int]] = defaultdict(list)
+    for count in sorted(steps):
+        by_lanes[lanes(contract, count)].append(count)
+    return [Course(tuple(marks), initials, batch) for batch, marks in by_lanes.items()]
+
+
+def parts(contract: Contract, course: Course, seed: int, budget: int | None = None) -> Iterator[Part]:
+    """The course's sample, no more than `budget` (BUDGET) elements of it at a time: few lanes first, then few steps.
+
+    The same arguments give the same numbers, so a course can be gone again.
+    """
+    for lanes in _lanes_at_once(contract, course, budget):
+        random = np.random.default_rng([seed, course.steps, len(course.initials), lanes.start])
+        starts = [course.initials[lane // course.batch] for lane in range(lanes.start, lanes.stop)]
+        states = [_states(contract, initial, starts.count(initial), random) for initial in dict.fromkeys(starts)]
+        joined = {name: np.concatenate([state[name] for state in states]) for name in states[0]}
+        yield Part(lanes, joined, _pieces(contract, course, lanes, random, seed=seed, budget=budget))
+
+
+def count_pieces(contract: Contract, course: Course, budget: int | None = None) -> int:
+    """How many pieces `parts` cuts the course into."""
+    counted = _lanes_at_once(contract, course, budget)
+    return sum(len(_spans(contract, course, lanes.stop - lanes.start, budget)) for lanes in counted)
+
+
+def _lanes_at_once(contract: Contract, course: Course, budget: int | None) -> list[slice]:
+    at_once = min(course.lanes, max(1, (budget or BUDGET) // _widest(contract, at_most=WIDE)))
+    return [slice(first, min(first + at_once, course.lanes)) for first in range(0, course.lanes, at_once)]
+
+
+def _widest(contract: Contract, *, at_most: int | None = None) -> int:
+    """Elements of the widest tensor, where no more than `at_most` of an output's are compared."""
+    sizes = [state.elements for state in contract.states] + [tensor.elements for tensor in contract.inputs]
+    return max(sizes + [min(tensor.elements, at_most or tensor.elements) for tensor in contract.outputs])
+
+
+def _spans(contract: Contract, course: Course, lanes: int, budget: int | None) -> list[int]:
+    """The steps after which pieces end: at each mark, and no more elements than allowed in between."""
+    widest, compared = _widest(contract), _widest(contract, at_most=WIDE)
+    allowed = budget or BUDGET
+    few = max(1, allowed // (widest * lanes))
+    many = max(1, min(allowed // (compared * lanes), COMPUTED // (widest * lanes)))
+    ends, done = [], 0
+    border = [mark for mark in (*course.marks, ALL_STEPS) if mark <= course.steps]
+    while done < course.steps:
+        longest = few if done < ALL_STEPS else many
+        done = min([done + longest, *(mark for mark in border if mark > done)])
+        ends.append(done)
+    return ends
+
+
+def _pieces(
+    contract: Contract, course: Course, lanes: slice, random: np.random.Generator, *, seed: int, budget: int | None
+) -> Iterator[Piece]:
+    count, width = lanes.stop - lanes.start, max(tensor.elements for tensor in contract.outputs)
+    order = np.random.default_rng([seed, width]).permutation(width) if width > WIDE else None
+    begun = turn = 0
+    for done in _spans(contract, course, count, budget):
+        columns = None
+        if order is not None and done > ALL_STEPS:  # each column has its turn
+            columns = np.sort(np.take(order, np.arange(turn, turn + WIDE), mode="wrap"))
+            turn += WIDE
+        yield Piece(_inputs(contract, (count, done - begun), random), done, columns)
+        begun = done
 
 
 def _states(contract: Contract, initial: str, batch: int, random: np.random.Generator) -> Arrays:

@@ -47,6 +47,12 @@ class Tally:
         self._largest[lanes] = np.maximum(self._largest[lanes], np.max(np.abs(flat), axis=1))
         self._counts[lanes] += flat.shape[1]
 
+    def of(self, lanes: slice) -> Tally:
+        """The same, of these lanes only."""
+        part = Tally(0)
+        part._squares, part._largest, part._counts = self._squares[lanes], self._largest[lanes], self._counts[lanes]
+        return part
+
     @property
     def rms(self) -> float:
         """Over all lanes."""

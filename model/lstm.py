@@ -6,11 +6,13 @@ torch.nn.LSTM, an optional linear head behind. Knows no files and no ONNX.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from model.cell import EXACT, Arithmetic, LayerWeights, State, linear, unroll
 from model.weights import WeightsError, check_finite, check_shapes, core_spec, normalize
+
+BLOCK = 2**22  # elements of a head that are converted to another dtype at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +121,46 @@ class LSTM(nn.Module):
         sizes = (spec.state_size, spec.hidden_size)
         return State(*(weight.new_zeros(batch, spec.layers, size) for size in sizes))
 
-    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Run all steps of x from `state` (None: zeros); the state given is left as it is."""
+    def in_double(self) -> Self:
+        """The same module for float64, its embedding and its head converted where they are used.
+
+        The two can be most of a language model, so no float64 copy of them is kept.
+        """
+        with torch.device("meta"):
+            module = type(self)(self.spec)
+        module.lstm = copy.deepcopy(self.lstm).double()
+        module.encoder = copy.deepcopy(self.encoder).double() if isinstance(self.encoder, nn.Linear) else self.encoder
+        module.head = self.head
+        return module
+
+    def forward(self, x: Tensor, state: State | None = None, columns: Tensor | None = None) -> tuple[Tensor, State]:
+        """Run all steps of x from `state` (None: zeros); the state given is left as it is.
+
+        `columns`: which of the O outputs are computed (None: all).
+        """
         h, c = state if state is not None else self.zero_state(x.shape[0])
-        encoded = x if self.encoder is None else self.encoder(x)
+        encoded = x if self.encoder is None else self.encoder(x).to(h.dtype)
         # nn.LSTM keeps layers in front of the batch even when batch_first is set: [L, B, H].
         with nullcontext() if self.spec.proj_size is None else _without_a_warning():
             y, (h, c) = self.lstm(encoded, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous()))
         # y comes with its axes swapped in memory, which costs a wide head three times its time.
-        return y if self.head is None else self.head(y.contiguous()), State(h.transpose(0, 1), c.transpose(0, 1))
+        return self._headed(y.contiguous(), columns), State(h.transpose(0, 1), c.transpose(0, 1))
+
+    def _headed(self, y: Tensor, columns: Tensor | None, arithmetic: Arithmetic | None = None) -> Tensor:
+        """The outputs [B, T, O] of the last layer's h [B, T, H], in its dtype, or those of these columns."""
+        if self.head is None:
+            return y if columns is None else y[..., columns]
+        weight: Tensor = self.head.weight
+        bias: Tensor = self.head.bias
+        if columns is not None:
+            weight, bias = weight[columns], bias[columns]
+        product = nn.functional.linear if arithmetic is None else partial(linear, arithmetic=arithmetic)
+        if weight.dtype == y.dtype:
+            return product(y, weight, bias)
+        rows = max(1, BLOCK // weight.shape[1])
+        pieces = zip(torch.split(weight, rows), torch.split(bias, rows), strict=True)
+        made = [product(y, rows_of.to(y.dtype), bias_of.to(y.dtype)) for rows_of, bias_of in pieces]
+        return torch.cat(made, dim=-1)
 
     def layer_weights(self) -> list[LayerWeights]:
         """Each layer's weights, for the reference cell and for the exporter."""
@@ -137,18 +172,19 @@ class LSTM(nn.Module):
             layers.append(LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr))
         return layers
 
-    def reference(self, x: Tensor, state: State, arithmetic: Arithmetic = EXACT) -> tuple[Tensor, State]:
+    def reference(
+        self, x: Tensor, state: State, arithmetic: Arithmetic = EXACT, columns: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """What `forward` gives, by the reference cell and in the dtype of the state: slow, and in float64 the truth."""
         dtype = state.h.dtype
 
         def cast(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(dtype)
 
-        weights = {name: value.to(dtype) for name, value in self.state_dict().items()}
-        if self.spec.vocabulary is not None:
-            encoded = weights["encoder.weight"][x]
+        if isinstance(self.encoder, nn.Embedding):
+            encoded = self.encoder.weight[x].to(dtype)
         elif self.encoder is not None:
-            encoded = linear(x.to(dtype), weights["encoder.weight"], weights["encoder.bias"], arithmetic)
+            encoded = linear(x.to(dtype), self.encoder.weight.to(dtype), cast(self.encoder.bias), arithmetic)
         else:
             encoded = x.to(dtype)
         layers = [
@@ -156,9 +192,7 @@ class LSTM(nn.Module):
             for w_ih, w_hh, b_ih, b_hh, w_hr in self.layer_weights()
         ]
         y, state = unroll(layers, encoded, state, arithmetic)
-        if self.head is None:
-            return y, state
-        return linear(y, weights["head.weight"], weights["head.bias"], arithmetic), state
+        return self._headed(y, columns, arithmetic), state
 
 
 @contextmanager

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from export import faults, portable
+from export import artifact, faults, portable
 from export.faults import FAULTS, Fault
+from export.parity import Levels
 from export.precision import Precision
 from export.run_faults import missed_by
 from model.contract import ParityRecord
-from model.lstm import Spec
-from tests.export.conftest import PROJECTED, TOKENS, VECTORS, seeded
+from model.lstm import LSTM, Spec
+from tests.export.conftest import PROJECTED, TOKENS, VECTORS, Written, seeded
 
 FAR = 10.0  # times the bar
 NEAR = 3.0  # the same in a reduced precision, whose bar is its own roundings
@@ -57,13 +59,13 @@ def test_what_a_precision_hides_is_not_planted() -> None:
 @pytest.mark.parametrize("runs", [False, True], ids=["graphs", "runs"])
 def test_nothing_is_found_where_nothing_is_planted(runs: bool, tmp_path: Path) -> None:
     """The same copy without a fault passes, so what is caught above is the fault and not the copying."""
-    fault = Fault("none") if runs else Fault("none", lambda _model: None)
+    fault = Fault("none") if runs else Fault("none", lambda _model, _weights: None)
     records = records_of(fault, VECTORS, tmp_path)
     assert records
     assert missed_by(records) == 0
 
 
-def test_a_fault_needs_what_it_breaks() -> None:
+def test_a_fault_needs_what_it_breaks(write: Callable[[LSTM], Written]) -> None:
     """Models without biases or with one layer aren't accused of hiding what they can't have."""
     bare = seeded(Spec(input_size=3, hidden_size=4, bias=False))
     missing = {fault.name for fault in FAULTS if not fault.fits(bare.spec)}
@@ -74,7 +76,8 @@ def test_a_fault_needs_what_it_breaks() -> None:
         "units of the projection shifted",
         "8-bit weights with their neighbours' scales",
     }
-    contract = portable.contract_of(bare.spec, name="a", weights_digest="sha256:0", notes={})
-    found = dict(faults.controls(bare, contract))
+    written = write(bare)
+    levels = Levels(bare, written.folder, (artifact.MODEL, artifact.RESIDENT), written.contract)
+    found = dict(faults.controls(levels))
     assert found.keys() == {fault.name for fault in FAULTS} - missing
     assert min(found.values()) > FAR

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export import __main__ as command
-from export import artifact, parity, pipeline, portable
+from export import artifact, effort, pipeline, portable
 from export.parity import EMULATED
 from export.precision import Precision
 from export.resident import ResidentError
@@ -24,7 +24,7 @@ from tests.export.conftest import TOKENS, VECTORS, seeded
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "STEPS", (1, 10))
+    monkeypatch.setattr(effort, "LONGEST", (1, 10))
 
 
 @pytest.fixture

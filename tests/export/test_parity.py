@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 
-from export import artifact, parity, portable, resident, samples
+from export import artifact, faults, parity, portable, resident, samples
 from export.parity import EMULATED, Levels
 from export.precision import Precision
 from export.quantization import dequantize, quantize
@@ -227,3 +227,32 @@ def test_a_long_memory_is_no_fault(write: Callable[[LSTM], Written]) -> None:
         if name.startswith("bias_ih"):
             bias[64:128] = 8.0  # forget gates open to a thousandth
     assert all(record.passed for record in records_at(levels_of(write(module)), 300))
+
+
+def test_one_wrong_column_of_a_wide_head_is_seen(write: Callable[[LSTM], Written]) -> None:
+    """Of 9,000 outputs a single one that is off by a tenth fails, though later steps are compared in drawn columns."""
+    module = seeded(Spec(input_size=2, hidden_size=3, output_size=9000))
+    written = write(module)
+    honest = records_at(levels_of(written), 20)
+    assert all(record.passed for record in honest)
+    edit(written, "head.bias", lambda bias: bias + np.eye(1, 9000, 4321, dtype=np.float32)[0] / 10)
+    failed = {record.subject for record in records_at(levels_of(written), 20) if not record.passed}
+    assert failed == {"model.onnx", "resident.onnx"}
+
+
+def test_a_large_models_proof_is_the_same_proof(
+    write: Callable[[LSTM], Written], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With copies freed between levels and fewer steps, every level, state and fault is there, and all pass."""
+    monkeypatch.setattr("export.effort.WORK", 1)
+    monkeypatch.setattr("export.effort.LARGE", 1)
+    written = write(seeded(VECTORS))
+    levels = levels_of(written)
+    batches = list(levels.records())
+    records = [record for batch in batches for record in batch]
+    assert len(batches) == levels.batches
+    assert all(record.passed for record in records)
+    assert {record.steps for record in records if record.rms_bar} == {1, 10, 100}
+    assert {record.tensor for record in records} == {"y", "h_out", "c_out"}
+    assert {record.initial for record in records} == {ZERO, NON_ZERO}
+    assert min(dict(faults.controls(levels)).values()) > FAR / 2.5

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export import __main__ as command
-from export import artifact, checks, faults, parity, pipeline, resident, run_faults
+from export import artifact, checks, effort, faults, parity, pipeline, resident, run_faults
 from export.invariance import invariances
 from export.row_parts import AUTO, RowParts, describe, nearest_divisor, row_parts, with_parts
 from export.runtime import Array, Resident
@@ -227,7 +227,7 @@ def test_the_command_records_the_parts_and_proves_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--row-parts auto` says what it chose; contract and digests have it, and the artifact proves itself alone."""
-    monkeypatch.setattr(parity, "STEPS", (1, 10))
+    monkeypatch.setattr(effort, "LONGEST", (1, 10))
     weights, out = tmp_path / "weights.safetensors", tmp_path / "artifacts"
     checkpoint.save(seeded(Spec(input_size=3, hidden_size=32)), weights, notes={})
     asked = [str(weights), "--name", "cut", "--out", str(out), "--precision", "tf32", "--row-parts", "auto"]

@@ -8,10 +8,23 @@ import numpy as np
 import pytest
 
 from export import portable
-from export.ranges import note
-from export.samples import BUDGET, FEWEST, GROUPS, NON_ZERO, POOLED, ZERO, draw, lanes, parts, values
-from export.wrap_parity import draw as wrap_draw
-from model.contract import TensorSpec
+from export.samples import (
+    ALL_STEPS,
+    BUDGET,
+    COMPUTED,
+    FEWEST,
+    GROUPS,
+    NON_ZERO,
+    POOLED,
+    WIDE,
+    ZERO,
+    Course,
+    count_pieces,
+    courses,
+    draw,
+    lanes,
+    parts,
+)
 from model.lstm import Spec
 from tests.export.conftest import SINGLE, TOKENS, VECTORS
 
@@ -55,48 +68,54 @@ def test_no_part_is_larger_than_the_budget(spec: Spec, steps: int) -> None:
     """However wide a model is, only a bounded piece is held at once; the pieces are all lanes and all steps."""
     contract = portable.contract_of(spec, name="a", weights_digest="sha256:0", notes={})
     batch = lanes(contract, steps)
-    widest = max(spec.outputs, spec.input_size or 1, spec.layers * spec.hidden_size)
+    course = Course((steps,), (ZERO, NON_ZERO), batch)
+    compared = max(min(spec.outputs, WIDE), spec.input_size or 1, spec.layers * spec.hidden_size)
     seen: list[int] = []
-    for part in parts(contract, steps, NON_ZERO, batch, 0):
+    for part in parts(contract, course, 0):
         if not seen:
-            piece = next(part.slices)["x"]
-            assert piece.shape[0] * piece.shape[1] * widest <= BUDGET
-            assert spec.vocabulary is None or sum(len(x["x"][0]) for x in part.slices) == steps - piece.shape[1]
+            pieces = list(part.pieces) if spec.vocabulary else [next(part.pieces)]
+            sizes = [piece.inputs["x"].shape[0] * piece.inputs["x"].shape[1] for piece in pieces]
+            assert max(sizes) * compared <= BUDGET
+            assert max(sizes) * spec.outputs <= COMPUTED
+            assert spec.vocabulary is None or pieces[-1].done == steps
         assert len(part.states["h"]) == part.lanes.stop - part.lanes.start
         seen += range(part.lanes.start, part.lanes.stop)
-    assert seen == list(range(batch))
+    assert seen == list(range(2 * batch))
 
 
-def test_flags_are_set_at_another_rate_in_each_stream() -> None:
-    """Mixed, never, always, seldom, mostly: bools, integers of two values, and floats from 0 to 1."""
-    random = np.random.default_rng(0)
-    for spec, between in (
-        (TensorSpec("x", "bool", ()), None),
-        (TensorSpec("x", "uint8", (), minimum=0, maximum=1), None),
-        (TensorSpec("x", "float32", ()), (0.0, 1.0)),
-    ):
-        drawn = values(spec, (5, 400), random, between)
-        assert drawn.dtype == spec.dtype
-        never, always = drawn[1], drawn[2]
-        assert not never.any()
-        assert np.all(always == 1)
-        assert np.any(drawn[0] == 0)
-        assert np.any(drawn[0] == 1)
-        assert 0 < np.mean(drawn[3] == 1) < 0.5 or spec.dtype == "float32"
+def test_a_course_is_cut_at_its_marks_and_goes_the_same_way_again() -> None:
+    """Pieces end where answers are compared, each lane starts as it is told, and the same seed draws the same."""
+    contract = portable.contract_of(VECTORS, name="a", weights_digest="sha256:0", notes={})
+    course = Course((1, 10, 100), (ZERO, NON_ZERO), 3)
+    (first,), (second,) = (list(parts(contract, course, 5)) for _ in range(2))
+    pieces = list(first.pieces)
+    assert {1, 10, 100} <= {piece.done for piece in pieces}
+    assert sum(piece.inputs["x"].shape[1] for piece in pieces) == 100
+    assert count_pieces(contract, course) == len(pieces)
+    assert not first.states["c"][course.lanes_of(ZERO)].any()
+    assert first.states["c"][course.lanes_of(NON_ZERO)].all()
+    for one, other in zip(pieces, second.pieces, strict=True):
+        assert np.array_equal(one.inputs["x"], other.inputs["x"])
 
 
-def test_floats_of_a_range_lie_in_it_with_its_ends() -> None:
-    """A note of the contract says the range, and every sample keeps it."""
-    contract = portable.contract_of(VECTORS, name="a", weights_digest="sha256:0", notes=note({"x": (0.5, 3.0)}))
-    for sample in (draw(contract, 50, NON_ZERO, 5, 0), wrap_draw(contract, 5, 50, NON_ZERO, 0)):
-        assert sample.inputs["x"].min() == 0.5
-        assert sample.inputs["x"].max() == 3.0
-        assert len(np.unique(sample.inputs["x"])) > 100
+def test_one_course_serves_all_steps_that_ask_for_the_same_streams() -> None:
+    """A wide model's 1,000 steps hold its 1, 10 and 100; a narrow one needs more streams for few steps."""
+    wide, narrow = (
+        portable.contract_of(spec, name="a", weights_digest="sha256:0", notes={})
+        for spec in (Spec(input_size=2, hidden_size=300), SINGLE)
+    )
+    assert [course.marks for course in courses(wide, (1, 10, 100), (ZERO,))] == [(1, 10, 100)]
+    asked = courses(narrow, (1, 1000), (ZERO,))
+    assert [mark for course in asked for mark in course.marks] == [1, 1000]
 
 
-def test_integers_without_bounds_may_be_flags() -> None:
-    """A mask of which nothing is known is drawn as one, among larger values."""
-    drawn = values(TensorSpec("x", "int64", ()), (5, 400), np.random.default_rng(0))
-    assert drawn.max() > 50
-    assert (drawn == 0).mean() > 0.1
-    assert (drawn == 1).mean() > 0.1
+def test_a_wide_output_is_compared_whole_at_first_and_by_turns_then() -> None:
+    """All 9,000 outputs count for ten steps; after that 8,192 of each piece do, and each has its turn."""
+    spec = Spec(input_size=2, hidden_size=3, output_size=9000)
+    contract = portable.contract_of(spec, name="a", weights_digest="sha256:0", notes={})
+    (part,) = parts(contract, Course((1, 10, 200), (ZERO,), 2), 0)
+    columns = {piece.done: piece.columns for piece in part.pieces}
+    assert all(drawn is None for done, drawn in columns.items() if done <= ALL_STEPS)
+    later = [drawn for done, drawn in columns.items() if done > ALL_STEPS]
+    assert all(drawn is not None and len(set(drawn.tolist())) == WIDE for drawn in later)
+    assert set(np.concatenate([drawn for drawn in later if drawn is not None])) == set(range(9000))

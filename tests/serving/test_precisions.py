@@ -10,7 +10,7 @@ import torch
 
 import cellstream
 from bench.parity_served import served
-from export import artifact, parity, pipeline
+from export import artifact, effort, pipeline
 from export.precision import Precision
 from model.checkpoint import Checkpoint
 from model.lstm import LSTM, Spec
@@ -33,7 +33,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "STEPS", (1, 10))
+        patch.setattr(effort, "LONGEST", (1, 10))
         for name, (spec, precision) in MODELS.items():
             pipeline.export(Checkpoint(LSTM(spec)), root / name / "1", name=name, precision=precision)
     return root

@@ -13,7 +13,7 @@ import torch
 
 from bench.ceilings import Raw
 from bench.parity_served import served
-from export import artifact, parity, pipeline
+from export import artifact, effort, pipeline
 from export.precision import Precision
 from model.checkpoint import Checkpoint
 from model.lstm import LSTM, Spec
@@ -38,7 +38,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     module = LSTM(SPEC)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "STEPS", (1, 10))
+        patch.setattr(effort, "LONGEST", (1, 10))
         for name, parts in PARTS.items():
             final = root / name / "1"
             made = pipeline.export(Checkpoint(module), final, name=name, precision=Precision.FP32, row_parts=parts)
