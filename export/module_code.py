@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export.layouts import BATCH
 from export.module_calls import ModuleError
+from export.module_errors import told
 from export.module_plan import parse_form
 from export.theirs import one_line
 from model.checkpoint import read_weights
@@ -49,8 +50,7 @@ def load_module(
             made = made()
         except Exception as error:  # whatever a user's code raises
             raise ModuleError(
-                f"{name}() fails: {type(error).__name__}: {one_line(error)}; write a function without arguments that"
-                " makes the module"
+                f"{name}() fails: {told(error)}; write a function without arguments that makes the module"
             ) from error
     if not isinstance(made, nn.Module):
         raise ModuleError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module")
@@ -74,7 +74,7 @@ def _run(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(code)
     except Exception as error:  # whatever a user's code raises
-        raise ModuleError(f"running {path} fails: {type(error).__name__}: {one_line(error)}") from error
+        raise ModuleError(f"running {path} fails: {told(error)}") from error
     finally:
         sys.path[:] = before
         if known is not None:

@@ -19,9 +19,9 @@ from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError, built, leaves, parts_of, structure_of
 from export.module_first_states import beginner, begun, by_none, check_agrees, first_of_none, proposed
 from export.module_plan import Tensor
-from export.module_probe import STEPS, Begin, Probe, alike, moved, same
+from export.module_probe import STEPS, Begin, ForwardError, Probe, alike, moved, same
 from export.module_successors import AmbiguousError, find_successors, part_at, shapes
-from model.recurrent import CELLS
+from model.recurrent import CELLS, SEQUENCES
 
 _LIKE_A_STATE = re.compile(
     r"(?i)state|hidden|cell|cache|memory|carry|past|recurrent|hxs?$|cxs?$|^(prev_?|last_?|init_?|rnn_?|gru_?|lstm_?)?"
@@ -41,15 +41,19 @@ def guessed(module: nn.Module) -> Tensor:
         raise ModuleError("say what forward takes, as in --input x=float32[batch,time,5]")
     first: Any = layers[0]
     if isinstance(first, nn.Embedding):
-        return Tensor(names[0], "int64", (BATCH, TIME))
+        return Tensor(names[0], "int64", (BATCH, TIME) if _batch_first(module) else (TIME, BATCH))
     size = getattr(first, "in_features", getattr(first, "input_size", None))
     if not isinstance(size, int):
         raise ModuleError(f"say what forward takes, as in --input {names[0]}=float32[batch,time,5]")
     if isinstance(first, tuple(CELLS)) and first is module:
         return Tensor(names[0], "float32", (BATCH, size))
-    return Tensor(
-        names[0], "float32", (BATCH, TIME, size) if getattr(first, "batch_first", True) else (TIME, BATCH, size)
-    )
+    return Tensor(names[0], "float32", (BATCH, TIME, size) if _batch_first(module) else (TIME, BATCH, size))
+
+
+def _batch_first(module: nn.Module) -> bool:
+    """Whether the first recurrent layer takes the batch before time."""
+    layers: list[Any] = [part for part in module.modules() if isinstance(part, tuple(SEQUENCES))]
+    return bool(layers[0].batch_first) if layers else True
 
 
 def parameters_of(module: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -198,12 +202,12 @@ def _begun_with_none(
     nones = replace(plain, nones=arguments.required)
     try:
         answer = probe.see(nones, probe.values(), None).answer
-    except ModuleError as error:
+    except ForwardError as error:
         if not arguments.required:
             raise
         raise ModuleError(
-            f"forward needs {', '.join(arguments.required)}, and fails with None ({error}); say what a first state is:"
-            f" a method initial_state(batch), or {proposed(probe, groups[0])}"
+            f"forward needs {', '.join(arguments.required)}, and fails with None ({error.reason}): say what a first"
+            f" state is by a method initial_state(batch), or by {proposed(probe, groups[0])}"
         ) from error
     for group in groups:
         sure = all(name in (*arguments.required, *arguments.likely) for name in group)

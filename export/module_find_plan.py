@@ -6,6 +6,7 @@ module with its steps before anything is exported.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,8 +20,12 @@ from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
 from export.module_find_convention import find_convention, guessed, parameters_of
 from export.module_find_states import explicit_states, fewer_streams, layer_states
-from export.module_plan import Plan, Tensor, bounded
-from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe
+from export.module_plan import FLOATS, Plan, Tensor, bounded
+from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe, same
+from export.module_repeats import check_repeats, explain_failure
+
+_DRAWS = 8  # calls that must give numbers
+_RANGES = ((0.1, 10.0), (0.1, 0.9), (-0.9, 0.9), (1.1, 10.0))  # that are tried where normal inputs give none
 
 
 def find_plan(
@@ -31,12 +36,21 @@ def find_plan(
     successors: Mapping[str, str] | None = None,
 ) -> Plan:
     """What the module is as a stream; raises ModuleError naming what stands in the way."""
-    inputs = _bounded(tuple(inputs) or (guessed(module),), ranges or {})
+    inputs = _bounded(tuple(inputs) or (_guessed(module, begin),), ranges or {})
     probe = Probe(module, inputs)
     inputs = tuple(replace(tensor, bounds=tensor.bounds or _looked_up(probe, tensor)) for tensor in inputs)
     probe.inputs = inputs
-    convention, first, begins = find_convention(module, probe, begin, successors)
+    try:
+        convention, first, begins = find_convention(module, probe, begin, successors)
+        probe.see(convention, probe.values(), first)
+    except ModuleError as error:
+        parameters = [p for p in parameters_of(module).values() if p.default is p.empty]
+        names = {tensor.name.split(".")[0] for tensor in inputs}
+        explain_failure(module, probe, tuple(p.name for p in parameters if p.name not in names), error)
+        raise
+    check_repeats(module, probe, convention, first)
     caller = Caller(probe, convention, first)
+    _check_numbers(caller)
     found = layer_states(caller)
     explicit = explicit_states(caller)
     states = (*explicit, *found)
@@ -61,6 +75,67 @@ def find_plan(
         begins=begins,
         remarks=tuple(remarks),
     )
+
+
+def _guessed(module: nn.Module, begin: Begin | None) -> Tensor:
+    """The input of a module that is told none: on its axes as the recurrent layer has them, or else exchanged."""
+    usual = guessed(module)
+    if not usual.timed:
+        return usual
+    exchanged = {BATCH: TIME, TIME: BATCH}
+    other = replace(usual, layout=tuple(exchanged.get(str(size), size) for size in usual.layout))
+    for tensor in (usual, other):
+        probe = Probe(module, (tensor,))
+        with suppress(ModuleError):
+            convention, first, _ = find_convention(module, probe, begin)
+            if keeps_apart(Caller(probe, convention, first)):
+                return tensor
+    return usual
+
+
+def keeps_apart(caller: Caller) -> bool:
+    """Whether a stream's outputs are the same beside others: where not, its axes may be time's."""
+    probe, values = caller.probe, caller.probe.values(steps=STEPS)
+    changed = {}
+    for tensor in probe.inputs:
+        value = values[tensor.name].clone()
+        one = value.select(tensor.layout.index(BATCH), 0)
+        one.copy_(~one if value.dtype == torch.bool else 1 - one)
+        changed[tensor.name] = value
+    before, after = (probe.see(caller.convention, given, caller.first).outputs for given in (values, changed))
+    for name, value in before.items():
+        axes = [axis for axis, size in enumerate(value.shape) if size == STREAMS]
+        if len(axes) == 1:
+            rest = [one.narrow(axes[0], 1, STREAMS - 1) for one in (value, after[name])]
+            if not same(*rest):
+                return False
+    return True
+
+
+def _check_numbers(caller: Caller) -> None:
+    """Raise ModuleError where outputs are no numbers for ordinary inputs, naming a range for which they are."""
+    probe, steps = caller.probe, 1 if not any(tensor.timed for tensor in caller.probe.inputs) else STEPS
+
+    def finite() -> bool:
+        seen = [caller.see(seed, steps) for seed in range(_DRAWS)]
+        return all(bool(value.isfinite().all()) for one in seen for value in (*one.outputs.values(), *one.states))
+
+    if finite():
+        return
+    inputs, floats = probe.inputs, [tensor.name for tensor in probe.inputs if tensor.dtype in FLOATS]
+    told = ", ".join(f"{t.name} from {t.bounds[0]:g} to {t.bounds[1]:g}" for t in inputs if t.bounds)
+    drawn = f"inputs drawn from a normal distribution{f', {told}' * bool(told)}" if floats else told
+    advice = "say which values it takes, as in --range NAME=LOW:HIGH"
+    try:
+        for names, bounds in itertools.product([*([name] for name in floats), floats], _RANGES):
+            probe.inputs = tuple(replace(t, bounds=bounds) if t.name in names else t for t in inputs)
+            if finite():
+                options = " ".join(f"--range {name}={bounds[0]:g}:{bounds[1]:g}" for name in names)
+                advice = f"say which values it takes, as in {options}, which gives none"
+                break
+    finally:
+        probe.inputs = inputs
+    raise ModuleError(f"forward gives NaN or infinity for {drawn}: {advice}")
 
 
 def _bounded(inputs: tuple[Tensor, ...], ranges: Mapping[str, tuple[float, float]]) -> tuple[Tensor, ...]:

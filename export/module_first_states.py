@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from export.module_calls import Convention, ModuleError, leaves
+from export.module_errors import told
 from export.module_probe import STREAMS, Begin, Probe, alike, same
-from export.theirs import one_line
 
 _BEGINNER = re.compile(
     r"(?i)_?((get|make|create)_?)?(init|initial|initiali[sz]e|zero|begin|start|empty)(_?(hidden|state|carry|memory|cache))+s?"
@@ -97,7 +97,7 @@ def begun(begin: Begin) -> Any:
             torch.manual_seed(1)
             again = begin(STREAMS)
     except Exception as error:  # whatever a user's code raises
-        raise ModuleError(f"making a first state for {STREAMS} streams fails: {name}: {one_line(error)}") from error
+        raise ModuleError(f"making a first state for {STREAMS} streams fails: {name}: {told(error)}") from error
     if not leaves(state):
         raise ModuleError(f"{name}({STREAMS}) gives no first state")
     if not all(map(same, leaves(state), leaves(again))):

@@ -17,9 +17,9 @@ from torch import nn
 
 from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
+from export.module_errors import told
 from export.module_plan import FLOATS, Tensor, whole
 from export.samples import values
-from export.theirs import one_line
 from model.contract import TensorSpec
 from model.recurrent import Called, RecurrentError, Tape, core_of, pytorch, recurrent_layers, replaced
 
@@ -37,6 +37,14 @@ class Seen:
     outputs: dict[str, torch.Tensor]
     states: list[torch.Tensor]
     calls: list[Called]
+
+
+class ForwardError(ModuleError):
+    """The user's forward raises; `reason` says what, and the text what it could be given instead."""
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"{reason}; if that isn't what it takes, say it, as in --input {name}=float32[batch,time,5]")
+        self.reason = reason
 
 
 class Probe:
@@ -67,10 +75,7 @@ class Probe:
             raise ModuleError(str(error)) from error
         except Exception as error:  # whatever a user's code raises
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
-            raise ModuleError(
-                f"forward fails with {shapes}: {type(error).__name__}: {one_line(error)}; say what it takes, as in"
-                " --input x=float32[batch,time,5]"
-            ) from error
+            raise ForwardError(f"forward fails with {shapes}: {told(error)}", self.inputs[0].name) from error
         return Seen(answer, outputs, new, list(self.tape.calls))
 
 

@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from export import wrap_parity
 from export.layouts import BATCH, TIME
 from export.module_calls import ModuleError
+from export.module_errors import told
 from export.module_graph import Streaming
 from export.module_plan import Plan, State, Tensor
-from export.theirs import one_line
 from model.contract import Contract
 from model.recurrent import Core, Kernel, RecurrentError, core_of, formula, recurrent_layers, whole_states
 
@@ -226,10 +226,16 @@ def check_streams(plan: Plan, module: nn.Module) -> None:
         raise ModuleError(str(error)) from error
     except Exception as error:  # whatever a user's code raises
         raise ModuleError(
-            f"it can't be computed in float64, by which the truth is made: {type(error).__name__}: {one_line(error)}"
-            " (make tensors in the input's dtype)"
+            f"it can't be computed in float64, by which the truth is made: {told(error)}; make tensors in the input's"
+            " dtype"
         ) from error
     for tensor in plan.outputs:
+        shapes = [list(found[tensor.name].shape) for found in (whole, steps)]
+        if shapes[0] != shapes[1]:
+            raise ModuleError(
+                f"output {tensor.name!r} of {LANES} streams and {CHECKED} steps is {shapes[0]} for whole sequences and"
+                f" {shapes[1]} step by step: are the axes of the inputs right ({_axes_of(plan)})?"
+            )
         step = first_apart(whole[tensor.name], steps[tensor.name])
         if step is not None:
             raise ModuleError(_why(tensor.name, step))
@@ -240,6 +246,10 @@ def check_streams(plan: Plan, module: nn.Module) -> None:
                 " leaves (is it fed from later steps?)"
             )
     _check_apart(plan, module, contract)
+
+
+def _axes_of(plan: Plan) -> str:
+    return ", ".join(f"--input {t.name}={t.dtype}[{','.join(map(str, t.layout))}]" for t in plan.inputs)
 
 
 def first_apart(whole: npt.NDArray[Any], steps: npt.NDArray[Any]) -> int | None:
@@ -277,5 +287,6 @@ def _check_apart(plan: Plan, module: nn.Module, contract: Contract) -> None:
     for tensor in plan.outputs:
         if first_apart(alone[tensor.name], together[tensor.name][:1]) is not None:
             raise ModuleError(
-                f"{tensor.name!r} of one stream depends on the others in its batch (a norm or a mean over the batch?)"
+                f"{tensor.name!r} of one stream depends on the others in its batch (a norm or a mean over the batch, or"
+                f" other axes than {_axes_of(plan)}?)"
             )
