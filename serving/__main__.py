@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--sequence-idle", type=_idle, action="append", default=[], metavar="[MODEL=]SECONDS",
         help="idle sequences expire after so long; 0: never; MODEL= for one, repeatable (default: 0)")  # fmt: skip
+    add("--sequence-idle-when-full", type=float, default=Sequencing().idle_when_full, metavar="SECONDS",
+        help="after so long one makes room where every place is taken; 0: never (default: %(default)s)")  # fmt: skip
     add("--sequence-grace", type=float, default=Sequencing().grace, metavar="SECONDS",
         help="the same for one whose call was cut off (default: %(default)s)")  # fmt: skip
     add("--model-control", choices=("none", "explicit"), default="none",
@@ -143,6 +145,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         sequencing=Sequencing(
             idle=dict(arguments.sequence_idle).get("", 0.0),
             idle_of={model: seconds for model, seconds in arguments.sequence_idle if model},
+            idle_when_full=arguments.sequence_idle_when_full,
             grace=arguments.sequence_grace,
         ),
         model_control=arguments.model_control == "explicit",

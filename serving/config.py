@@ -103,12 +103,20 @@ class Sequencing:
     idle: float = 0.0
     # The same for single models, by name.
     idle_of: Mapping[str, float] = field(default_factory=dict)
+    # Seconds until an idle sequence may make room for a new stream where every place is taken; 0: never. Too short: a
+    # pause costs a state; too long: sequences of clients that died keep others out.
+    idle_when_full: float = 3600.0
     # Seconds until a sequence whose call was cut off expires, if nobody asks for it; 0: never.
     grace: float = 60.0
 
     def __post_init__(self) -> None:
         named = {f"idle of {name!r}": seconds for name, seconds in self.idle_of.items()}
-        for what, seconds in {"idle": self.idle, "grace": self.grace, **named}.items():
+        for what, seconds in {
+            "idle": self.idle,
+            "idle when full": self.idle_when_full,
+            "grace": self.grace,
+            **named,
+        }.items():
             if not 0 <= seconds <= LONGEST_IDLE:
                 raise ConfigError(f"sequence {what} is {seconds} s; it must be from 0 to {LONGEST_IDLE:.0f}")
 

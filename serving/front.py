@@ -70,7 +70,7 @@ class Front:
             raise CannotResume("this server keeps no checkpoints, so no stream can be resumed; open a new one")
         check_name("stream_id", opening.stream_id)
         lane = self.find(opening.model, opening.version)
-        stream = lane.streams.open(opening.stream_id, sink)
+        stream = lane.open(opening.stream_id, sink)
         lane.stats.opened += 1
         opened = pb.Opened(
             model=lane.name,

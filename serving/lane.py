@@ -24,7 +24,7 @@ from serving.row_states import RowStates
 from serving.sequences import Sequences
 from serving.single_steps import Layout
 from serving.stats import ModelStats
-from serving.streams import Run, Streams
+from serving.streams import Run, Sink, Stream, Streams
 
 _NAMED = 20  # models that a refusal names
 PROBE_SECONDS = 1.0  # between two looks at an engine that doesn't work
@@ -95,6 +95,7 @@ class Lane:
             RowStates(engine),
             idle_seconds=sequencing.idle_seconds(name),
             grace=sequencing.grace,
+            idle_when_full=sequencing.idle_when_full,
         )
         self.stats = ModelStats()
         self.ready = True
@@ -106,6 +107,10 @@ class Lane:
     def busy(self) -> bool:
         """Whether a stream has a turn to come."""
         return self.streams.batcher.ready
+
+    def open(self, name: str, sink: Sink) -> Stream:
+        """A new stream; a sequence that is idle for long may make room for it. Raises as Streams.open() does."""
+        return self.streams.open(name, sink, note=self.sequences.make_room(self._clock()))
 
     def warm_up(self, progress: Callable[[int], None] = lambda _lanes: None) -> None:
         """Run every batch size that is a power of two, with one step and with a whole slice. Raises ConfigError."""

@@ -62,6 +62,10 @@ class Scrape(Collector):
                 "Sequences idle, or without their client, for too long",
                 lambda lane: lane.sequences.expired,
             ),
+            "cellstream_sequences_displaced": (
+                "Idle sequences that made room where every place was taken",
+                lambda lane: lane.sequences.displaced,
+            ),
             "cellstream_sequences_evicted": ("Sequences ended by the operator", lambda lane: lane.sequences.evicted),
             "cellstream_requests_answered": (
                 "Requests of sequences that were answered",

@@ -53,9 +53,17 @@ class Sequences:
     """The sequences of one model."""
 
     def __init__(
-        self, model: str, streams: Streams, check: InputCheck, states: States, *, idle_seconds: float, grace: float
+        self,
+        model: str,
+        streams: Streams,
+        check: InputCheck,
+        states: States,
+        *,
+        idle_seconds: float,
+        grace: float,
+        idle_when_full: float = 0.0,
     ) -> None:
-        """`idle_seconds` and `grace` (after which a sequence whose call was cut off goes): 0 is for ever."""
+        """`idle_seconds`, `grace` (for one whose call was cut off) and `idle_when_full`: 0 is for ever."""
         self.states = states
         self.answered = 0  # requests
         self.failed = 0  # requests for this model that were refused; counted by whoever refuses
@@ -65,9 +73,12 @@ class Sequences:
         self.restarted = 0
         self.expired = 0
         self.evicted = 0
+        self.displaced = 0
         self.idle_seconds = idle_seconds
         self._model = model
         self._grace = grace
+        self._idle_when_full = idle_when_full
+        self._no_room_until = -inf  # nothing is idle for long enough sooner
         self._streams = streams
         self._check = check
         self._live: dict[Key, LiveSequence] = {}
@@ -163,6 +174,28 @@ class Sequences:
             self.expired += 1
             self._remove(live, _Gone(SequenceExpired, why))
 
+    def make_room(self, now: float, *, keep: LiveSequence | None = None) -> str:
+        """If every place is taken, end the sequence that is idle for longest, but `keep`, if that is for long enough.
+
+        Returns what a client that finds no place should know besides.
+        """
+        if not self._streams.full or not self._idle_when_full or not self._live:
+            return ""
+        if now >= self._no_room_until:
+            oldest = min((one for one in self._live.values() if not one.waiting and one is not keep),
+                         key=lambda one: one.touched, default=None)  # fmt: skip
+            if oldest is not None and now - oldest.touched >= self._idle_when_full:
+                self.displaced += 1
+                idle = f"{now - oldest.touched:.0f} s without a request while every place was taken"
+                why = f"it has expired: {idle}, and another stream needed its place"
+                self._remove(oldest, _Gone(SequenceExpired, why))
+                return ""
+            self._no_room_until = min(one.touched for one in self._live.values()) + self._idle_when_full
+        return (
+            f"; {len(self._live)} of them are sequences, and one that is idle for {self._idle_when_full:g} s makes room"
+            f" (in {max(0.0, self._no_room_until - now):.0f} s at the earliest)"
+        )
+
     def idle_for(self, seconds: float, now: float) -> list[LiveSequence]:
         """Those that nobody has asked for in so long, the longest first."""
         found = [live for live in self._live.values() if now - live.touched >= seconds]
@@ -231,7 +264,8 @@ class Sequences:
         source = None if ask.fork_of is None else self._source(ask.fork_of)
         live = LiveSequence(self, ask.key, self.idle_seconds)
         place = None if old is None or old.waiting else old.stream  # a restart takes the place it had
-        live.stream = self._streams.open(str(live.key), live, instead_of=place)
+        note = "" if place is not None else self.make_room(now, keep=source)
+        live.stream = self._streams.open(str(live.key), live, instead_of=place, note=note)
         live.stream.on_refused = live.on_refused
         try:
             if source is not None:

@@ -122,15 +122,20 @@ class Streams:
         """Streams that haven't ended."""
         return len(self._live)
 
-    def open(self, name: str, sink: Sink, *, instead_of: Stream | None = None) -> Stream:
-        """A new stream in its first state. Raises TooManyStreams, or why the model admits none.
+    @property
+    def full(self) -> bool:
+        """Whether every place is taken."""
+        return len(self._live) >= self._limits.max_streams
+
+    def open(self, name: str, sink: Sink, *, instead_of: Stream | None = None, note: str = "") -> Stream:
+        """A new stream in its first state. Raises TooManyStreams, with `note`, or why the model admits none.
 
         `instead_of` is a live stream whose place it may take: the caller ends one of the two before anything runs.
         """
         if self.closed is not None:
             raise type(self.closed)(*self.closed.args)  # a fresh one: raising the same again grows its traceback
         if len(self._live) - (instead_of is not None) >= self._limits.max_streams:
-            raise TooManyStreams(f"{len(self._live)} streams are open; the limit is {self._limits.max_streams}")
+            raise TooManyStreams(f"{len(self._live)} streams are open; the limit is {self._limits.max_streams}{note}")
         stream = Stream(name, sink)
         self._live.add(stream)
         return stream

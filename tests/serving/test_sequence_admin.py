@@ -119,6 +119,7 @@ def test_what_becomes_of_sequences_is_measured(server: Server, channel: grpc.Cha
         "cellstream_sequences_started_total": 4,
         "cellstream_sequences_restarted_total": 1,
         "cellstream_sequences_expired_total": 1,
+        "cellstream_sequences_displaced_total": 0,
         "cellstream_sequences_evicted_total": 1,
         "cellstream_requests_answered_total": 4,
         "cellstream_requests_refused_total": 1,

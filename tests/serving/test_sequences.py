@@ -5,6 +5,7 @@ The model is a running sum, computed by the test on a slab of its own: an answer
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -74,11 +75,21 @@ class Reply:
 class Rig:
     """Sequences of the running sum, and the engine's part of it."""
 
-    def __init__(self, limits: Limits = LIMITS, *, idle_seconds: float = 0.0, grace: float = 60.0) -> None:
+    def __init__(
+        self, limits: Limits = LIMITS, *, idle_seconds: float = 0.0, grace: float = 60.0, idle_when_full: float = 0.0
+    ) -> None:
         self.streams = make_streams(limits)
         self.slab = Slab()
         self.inputs = InputCheck(CONTRACT, limits)
-        self.sequences = Sequences("sum", self.streams, self.inputs, self, idle_seconds=idle_seconds, grace=grace)
+        self.sequences = Sequences(
+            "sum",
+            self.streams,
+            self.inputs,
+            self,
+            idle_seconds=idle_seconds,
+            grace=grace,
+            idle_when_full=idle_when_full,
+        )
         self.now = 0.0
 
     def read_states(self, row: int) -> tuple[bytes, ...]:
@@ -758,3 +769,78 @@ def test_deadlines_of_one_long_sequence_stay_few() -> None:
         rig.sequences.expire(rig.now)
     assert len(rig.sequences._due) < 100
     rig.check()
+
+
+FULL = 3  # places, below
+
+
+def crowded_rig(*, idle_when_full: float = 100.0) -> Rig:
+    """Sequences 0, 1 and 2, asked for at 0, 10 and 20 s, in all places that there are."""
+    rig = Rig(dataclasses.replace(LIMITS, max_streams=FULL), idle_when_full=idle_when_full)
+    for key in range(FULL):
+        rig.now = 10.0 * key
+        rig.start(key, 1.0)
+    rig.compute()
+    return rig
+
+
+def test_where_every_place_is_taken_the_longest_idle_makes_room() -> None:
+    """Not before it is idle for long enough; then the oldest only, which is told why when it comes back."""
+    rig = crowded_rig()
+    rig.now = 99.0
+    with pytest.raises(TooManyStreams) as refused:
+        rig.start(7, 1.0)
+    assert "one that is idle for 100 s makes room (in 1 s at the earliest)" in str(refused.value)
+    rig.now = 105.0
+    assert rig.start(7, 1.0) is not None
+    rig.compute()
+    assert (rig.sequences.displaced, rig.sequences.expired) == (1, 0)
+    assert sorted(live.key for live in rig.sequences) == [1, 2, 7]
+    with pytest.raises(
+        SequenceExpired, match="105 s without a request while every place was taken, and another stream"
+    ):
+        rig.ask(0, 1.0)
+    with pytest.raises(TooManyStreams):
+        rig.start(8, 1.0)
+    rig.now = 110.0
+    rig.start(8, 1.0)
+    rig.compute()
+    assert sorted(live.key for live in rig.sequences) == [2, 7, 8]
+    rig.sequences.check()
+
+
+def test_who_asked_lately_waits_or_restarts_keeps_its_place() -> None:
+    """A touch puts a sequence last; one with work to do, one that begins anew and a fork's source aren't let go."""
+    rig = crowded_rig()
+    rig.now = 101.0
+    rig.ask(0, 1.0)  # and isn't computed yet
+    rig.now = 115.0
+    rig.start(1, 5.0)  # it has a place of its own
+    assert rig.sequences.displaced == 0
+    rig.now = 500.0
+    with pytest.raises(TooManyStreams):
+        rig.start(9, 1.0, fork_of=2)
+    assert rig.sequences.displaced == 0
+    rig.compute()
+    rig.start(9, 1.0, fork_of=2)
+    rig.compute()
+    assert sorted(live.key for live in rig.sequences) == [1, 2, 9]
+
+
+def test_without_the_option_nothing_makes_room() -> None:
+    """0 keeps every sequence for ever, and the refusal promises nothing."""
+    rig = crowded_rig(idle_when_full=0.0)
+    rig.now = 1e9
+    with pytest.raises(TooManyStreams, match=r"the limit is 3$"):
+        rig.start(7, 1.0)
+
+
+def test_with_room_nobody_is_let_go() -> None:
+    """However long a sequence is idle: places that are free are taken first."""
+    rig = crowded_rig()
+    rig.ask(2, 1.0, end=True)
+    rig.compute()
+    rig.now = 1e6
+    rig.start(7, 1.0)
+    rig.compute()
+    assert sorted(live.key for live in rig.sequences) == [0, 1, 7]

@@ -21,6 +21,7 @@ from serving.config import Limits, Sequencing, ServerConfig
 from serving.engine import EngineError
 from serving.errand import on_loop
 from serving.server import Server
+from tests.serving.client import StreamCall
 from tests.serving.test_process import started
 from tests.serving.test_workers import MOST_CONNECTIONS, two_workers
 from tests.serving.triton_client import Error, Stream, ask, check, connect, given, raw_infer, request, streaming, tensor
@@ -453,3 +454,29 @@ def test_sigterm_tells_every_stream(models: Path) -> None:
                 staying.result()
             assert told.value.status() == "StatusCode.UNAVAILABLE"
         assert process.wait(SECONDS) == 0
+
+
+def test_abandoned_sequences_fill_no_server_for_ever(own: Own) -> None:
+    """Unary users that died hold every place: after an hour the oldest makes room, told in metrics and to its user."""
+    x = given(3, 2)
+    with (
+        connect(own.server) as client,
+        grpc.insecure_channel(own.server.address) as channel,
+        StreamCall(channel) as stream,
+    ):
+        for key in range(1, 5):
+            ask(client, x[0], key, sequence_start=True)
+            own.clock.jump(1.0)
+        with pytest.raises(Error, match="one that is idle for 3600 s makes room"):
+            ask(client, x[0], 9, sequence_start=True)
+        own.clock.jump(3598.0)
+        ask(client, x[0], 9, sequence_start=True)
+        own.clock.jump(1.0)
+        stream.open("lstm")  # a stream takes the place of a sequence too
+        assert len(stream.run(x)) == 2
+        for key in (1, 2):
+            with pytest.raises(Error, match="s without a request while every place was taken") as refused:
+                ask(client, x[1], key)
+            assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+        ask(client, x[1], 3, sequence_end=True)
+        assert own.server.front.find("lstm", 0).sequences.displaced == 2
