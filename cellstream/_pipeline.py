@@ -10,7 +10,7 @@ from collections import deque
 
 from cellstream._protocol import StreamCore
 from cellstream._tensors import Answer, Request, Values
-from cellstream.errors import fresh
+from cellstream.errors import StreamClosed, fresh
 
 
 class Pipeline:
@@ -57,9 +57,9 @@ class Pipeline:
             return steps, values
         if self._error is not None:
             raise self._error
-        if not self._over and self._core.error is not None:
-            raise fresh(self._core.error)
-        return None
+        if self._over:
+            return None
+        raise fresh(self._core.error) if self._core.error is not None else StreamClosed("the stream is closed")
 
     def release(self, steps: int) -> None:
         """These steps' outputs have been used."""

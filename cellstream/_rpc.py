@@ -5,12 +5,16 @@ Knows gRPC's names, and neither threads nor event loops.
 
 from __future__ import annotations
 
+import math
+import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
 
-from cellstream.errors import REASON_KEY, CellstreamError, StreamClosed, error_of
+from cellstream._addresses import proxy_hint
+from cellstream.errors import REASON_KEY, CellstreamError, StreamClosed, Unavailable, error_of
 
 _SERVICE = "/cellstream.v1.StreamInference/"
 STREAM = _SERVICE + "Stream"
@@ -23,6 +27,8 @@ LOAD_MODEL = _SERVICE + "LoadModel"
 UNLOAD_MODEL = _SERVICE + "UnloadModel"
 
 CLOSE_SECONDS = 5.0  # for the answers that are outstanding when a stream is closed; then it is cancelled
+JOIN_SECONDS = 1.0  # for the threads of a call that is over; they take milliseconds
+DISCONNECT_SECONDS = 2.0  # for gRPC to close a channel; it takes milliseconds
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Status = tuple[str, str, str]  # code, reason, message
@@ -42,6 +48,35 @@ def error_from(error: Any) -> CellstreamError:
     return error_of(*status_of(error.code(), error.details(), error.trailing_metadata()))
 
 
+def explained(error: CellstreamError, address: str) -> CellstreamError:
+    """The error for a server that can't be reached, with the proxy that may be why; other errors as they are."""
+    hint = proxy_hint(address) if isinstance(error, Unavailable) and not error.reason else ""
+    return type(error)(f"{error}{hint}", code=error.code) if hint and hint not in str(error) else error
+
+
 def closed_here() -> StreamClosed:
     """The error for a stream that was cancelled here."""
     return StreamClosed("the stream was closed here")
+
+
+def interrupted() -> StreamClosed:
+    """The error for a stream that was interrupted in the middle of a change."""
+    return StreamClosed("an interrupt came while a request was being queued, and the stream was ended; open a new one")
+
+
+def warn_dropped(what: object, address: str) -> None:
+    """Say that a stream was dropped while it was open."""
+    message = f"a {type(what).__name__} of {address} was dropped while it was open; use `with`, or call its close()"
+    warnings.warn(message, ResourceWarning, stacklevel=3, source=what)
+
+
+def until(timeout: float | None) -> float | None:
+    """The moment (monotonic seconds) at which so many seconds are over; None: never."""
+    return None if timeout is None or timeout == math.inf else time.monotonic() + timeout
+
+
+def begin(channel: Any, path: str, deadline: float | None, options: dict[str, Any], requests: Any) -> Any:
+    """A bidirectional call that lasts until `deadline`; it holds nothing of a client but the channel."""
+    method = channel.stream_stream(path, request_serializer=None, response_deserializer=None)
+    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+    return method(requests, timeout=timeout, **options)

@@ -5,7 +5,8 @@ Owns the channel, what is known of the models, and the live streams.
 
 from __future__ import annotations
 
-import random
+import atexit
+import functools
 import time
 import weakref
 from collections.abc import Callable
@@ -16,13 +17,17 @@ import grpc
 
 from cellstream import _rpc
 from cellstream._catalog import Catalog
+from cellstream._link import Link
 from cellstream._multiplex import MultiplexCore
-from cellstream._protocol import Opening, StreamCore
+from cellstream._process import Maker, occupy_stacks
+from cellstream._protocol import Core, Opening, StreamCore
 from cellstream._tensors import Signature
+from cellstream._unary import ask
+from cellstream._worker import Worker
 from cellstream.errors import CellstreamError, StreamClosed
 from cellstream.models import Model, ModelSummary, model_from, summaries_from
 from cellstream.multiplex import Multiplex
-from cellstream.options import Channel, Retry
+from cellstream.options import Attempts, Channel, Retry
 from cellstream.stream import Stream
 from cellstream.v1 import stream_inference_pb2 as pb
 
@@ -60,15 +65,16 @@ class Client:
         self._metadata = tuple(metadata)
         self._retry = retry
         self._wait_for_ready = channel.wait_for_ready
-        arguments = channel.arguments()
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, arguments)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, arguments)
+        self._maker = Maker()
+        occupy_stacks()
+        self._worker = Worker()
+        self._channel = self._worker.call(lambda: _channel(address, credentials, channel))
         self._catalog = Catalog()
-        self._live: set[Stream | Multiplex] = set()
-        # At exit, while threads still run, and when nobody holds the client or a stream of its any more.
-        self._finish = weakref.finalize(self, _disconnect, self._channel, self._live)
+        self._live: set[Link] = set()
+        self._closed = False
+        # When nobody holds the client or a stream of its any more; _OPEN is for the program's end.
+        weakref.finalize(self, _disconnect, self._worker, self._channel, self._live, self._maker).atexit = False
+        _OPEN.add(self)
 
     def models(self, *, timeout: float = 30.0) -> tuple[ModelSummary, ...]:
         """What the server serves."""
@@ -91,23 +97,18 @@ class Client:
     ) -> Stream:
         """Open a stream, with fresh state; version 0 is the highest. `timeout`: seconds for the whole stream.
 
-        Tries again as `retry` (or the client's) says. Raises UnknownModel, Overloaded, Unavailable, DeadlineExceeded
-        or the server's other refusals.
+        Opening is tried again as `retry` (or the client's) says, and takes the lesser of `timeout` and `retry.total`
+        seconds. Raises UnknownModel, Overloaded, Unavailable, DeadlineExceeded or the server's other refusals.
         """
-        opening = Opening(model, version, stream_id)
+        opening, until = Opening(model, version, stream_id), _rpc.until(timeout)
 
         def attempt(seconds: float) -> Stream:
-            core, options = StreamCore(opening, self._catalog), self._options(metadata, timeout)
-            stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
-            self._live.add(stream)
-            try:
-                stream.wait_opened(seconds)
-            except BaseException:
-                stream.cancel()
-                raise
+            core = StreamCore(opening, self._catalog)
+            stream = Stream(core, self._link(_rpc.STREAM, core, metadata, until), self._forget, self.address)
+            stream.wait_opened(seconds)
             return stream
 
-        return self._retrying(retry, attempt)
+        return self._retrying(retry, attempt, timeout)
 
     def multiplex(
         self,
@@ -123,15 +124,27 @@ class Client:
         All of its streams run the model that the first of them is opened with. Opening another one raises ModelChanged
         once the server has another model under the name.
         """
-        signature = self._retrying(retry, lambda seconds: self._described(model, version, seconds))
-        core, options = MultiplexCore(signature, version, self._catalog), self._options(metadata, timeout)
-        multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
-        self._live.add(multiplex)
+        until = _rpc.until(timeout)
+        proposal = self._retrying(retry, lambda seconds: self._described(model, version, seconds), timeout)
+        core = MultiplexCore(proposal, version, self._catalog)
+        multiplex = Multiplex(core, self._link(_rpc.MULTIPLEX, core, metadata, until), self._forget, self.address)
+        try:
+            multiplex.begin()
+        except BaseException:
+            multiplex.cancel()
+            raise
         return multiplex
 
     def close(self) -> None:
-        """Cancel the streams that are open, and disconnect. Idempotent."""
-        self._finish()
+        """Cancel the streams that are open, and disconnect, within two seconds. Idempotent; does nothing in a fork."""
+        if self._closed or not self._maker.here:
+            return
+        self._closed = True
+        for link in tuple(self._live):
+            link.cancel()
+        self._worker.put(self._channel.close)
+        self._worker.flush(_rpc.DISCONNECT_SECONDS)
+        self._worker.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -141,53 +154,71 @@ class Client:
     ) -> None:
         self.close()
 
-    def _forget(self, stream: Stream | Multiplex) -> None:
+    def _forget(self, link: Link) -> None:
         # A method of the client: whoever holds a stream holds its client.
-        self._live.discard(stream)
+        self._live.discard(link)
 
     def _described(self, name: str, version: int, seconds: float) -> Signature:
         request = pb.GetModelRequest(model=name, version=version)
         message = self._call(_rpc.GET_MODEL, request, pb.GetModelResponse, seconds)
         return self._catalog.described(message, (name, version))
 
-    def _retrying(self, retry: Retry | None, attempt: Callable[[float], R]) -> R:
-        retry = retry or self._retry
-        began, failed = time.monotonic(), 0
+    def _retrying(self, retry: Retry | None, attempt: Callable[[float], R], timeout: float | None) -> R:
+        attempts = Attempts(retry or self._retry, timeout, time.monotonic)
         while True:
             try:
-                return attempt(retry.total - (time.monotonic() - began))
+                return attempt(attempts.seconds_left())
             except CellstreamError as error:
-                failed += 1
-                wait = retry.delay(failed, error, time.monotonic() - began, random.random)
-                if wait is None:
-                    raise
+                wait = attempts.wait_after(_rpc.explained(error, self.address))
             time.sleep(wait)
 
-    def _options(self, metadata: _rpc.Metadata, timeout: float | None) -> dict[str, Any]:
-        return {
-            "timeout": timeout,
-            "metadata": (*self._metadata, *metadata),
-            "wait_for_ready": self._wait_for_ready,
-        }
+    def _link(self, path: str, core: Core, metadata: _rpc.Metadata, until: float | None) -> Link:
+        self._check_open()
+        options = {"metadata": (*self._metadata, *metadata), "wait_for_ready": self._wait_for_ready}
+        link = Link(self._worker, functools.partial(_rpc.begin, self._channel, path, until, options), core)
+        self._live.add(link)
+        return link
 
     def _check_open(self) -> None:
-        if not self._finish.alive:
+        self._maker.check()
+        if self._closed:
             raise StreamClosed("the client is closed")
-
-    def _method(self, path: str) -> Any:
-        self._check_open()
-        return self._channel.stream_stream(path, request_serializer=None, response_deserializer=None)
 
     def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
         self._check_open()
-        method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
+        options = {"timeout": timeout, "metadata": self._metadata, "wait_for_ready": self._wait_for_ready}
+
+        def begin() -> Any:
+            method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
+            return method.future(request, **options)
+
         try:
-            return method(request, **self._options((), timeout))
-        except grpc.RpcError as error:
-            raise _rpc.error_from(error) from None
+            return ask(self._worker, begin, timeout)
+        except CellstreamError as error:
+            raise _rpc.explained(error, self.address) from None
 
 
-def _disconnect(channel: grpc.Channel, live: set[Stream | Multiplex]) -> None:
-    for stream in tuple(live):
-        stream.cancel()
-    channel.close()
+_OPEN: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """While threads still run: afterwards gRPC's may find nothing to run in."""
+    for client in tuple(_OPEN):
+        client.close()
+
+
+def _channel(address: str, credentials: grpc.ChannelCredentials | None, channel: Channel) -> grpc.Channel:
+    arguments = channel.arguments(address)
+    if credentials is None:
+        return grpc.insecure_channel(address, arguments)
+    return grpc.secure_channel(address, credentials, arguments)
+
+
+def _disconnect(worker: Worker, channel: grpc.Channel, live: set[Link], maker: Maker) -> None:
+    if not maker.here:
+        return
+    for link in tuple(live):
+        link.abandon()
+    worker.put(channel.close)
+    worker.stop()

@@ -10,6 +10,7 @@ from cellstream._link import Link
 from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
+from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 
@@ -20,10 +21,15 @@ class Multiplex(MultiplexView):
     Streams are named by keys (0 … 2**32 - 1) that the caller chooses. Threads may share it.
     """
 
-    def __init__(self, method: Any, core: MultiplexCore, forget: Callable[[Multiplex], None], **options: Any) -> None:
+    def __init__(self, core: MultiplexCore, link: Link, forget: Callable[[Link], None], address: str) -> None:
         super().__init__(core)
+        self._link = link
         self._forget = forget
-        self._link = Link(method, core, **options)
+        self._address = address
+
+    def begin(self) -> None:
+        """Begin the call; for `Client`."""
+        self._link.begin()
 
     def open(self, *keys: int, timeout: float = 30.0) -> None:
         """Open a stream for each key. Raises the first refusal; the keys that weren't refused are open then."""
@@ -32,20 +38,17 @@ class Multiplex(MultiplexView):
     def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""
         keys = tuple(stream_ids)
+        self._link.change(lambda: self._core.open(stream_ids))
+        if not self._link.wait(lambda: self._core.settled(keys), timeout):
+            raise open_timeout(timeout)
         with self._link.changed:
-            self._core.open(stream_ids)
-            self._link.pump()
-            if not self._link.wait(lambda: self._core.settled(keys), timeout):
-                raise open_timeout(timeout)
             self._core.check_opened(keys)
 
     def finish(self, *keys: int, timeout: float = 30.0) -> None:
         """End these streams once what was sent to them is answered; their keys are free then."""
-        with self._link.changed:
-            self._core.finish_streams(keys)
-            self._link.pump()
-            if not self._link.wait(lambda: self._core.gone(keys), timeout):
-                raise step_timeout(0, timeout)
+        self._link.change(lambda: self._core.finish_streams(keys))
+        if not self._link.wait(lambda: self._core.gone(keys), timeout):
+            raise step_timeout(0, timeout)
 
     def step(self, inputs: Mapping[int, Any], *, timeout: float | None = None) -> dict[int, Values]:
         """One step ([*shape]) or chunk ([T, *shape]) of each of many streams: outputs by key, in the same form.
@@ -69,17 +72,29 @@ class Multiplex(MultiplexView):
         counts, shape = row_counts(len(order), request)
         return self._ask(order, counts, request, not request.chunk, timeout).answer.rows(slice(None), shape)
 
-    def close(self) -> None:
-        """End every stream once what was sent is answered (for a few seconds at most). Idempotent."""
-        with self._link.changed:
-            self._core.finish()
-        self._link.drain()
-        self._forget(self)
+    def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
+        """End every stream once what was sent is answered, within `timeout` seconds; then cancel them. Idempotent."""
+        if self._link.maker.here:
+            with self._link.changed:
+                self._core.finish()
+            self._link.drain(timeout)
+            self._link.join(JOIN_SECONDS)
+            self._forget(self._link)
 
     def cancel(self) -> None:
-        """End every stream at once. Idempotent."""
+        """End every stream at once, within a second. Idempotent."""
         self._link.cancel()
-        self._forget(self)
+        self._link.join(JOIN_SECONDS)
+        self._forget(self._link)
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link", None)
+        if link is None or not link.maker.here:
+            return
+        self._forget(link)
+        if not self._core.ended:
+            link.abandon()
+            warn_dropped(self, self._address)
 
     def __enter__(self) -> Self:
         return self
@@ -93,10 +108,9 @@ class Multiplex(MultiplexView):
             self.cancel()
 
     def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
+        gathered = self._link.change(lambda: self._core.push(keys, counts, request))
+        if not self._link.wait(lambda: self._core.ready(gathered), timeout):
+            raise step_timeout(request.steps, timeout)
         with self._link.changed:
-            gathered = self._core.push(keys, counts, request)
-            self._link.pump()
-            if not self._link.wait(lambda: self._core.ready(gathered), timeout):
-                raise step_timeout(request.steps, timeout)
             self._core.check_complete(gathered, single=single)
         return gathered

@@ -6,14 +6,14 @@ Owns the use of the core and the link for one stream. What a message looks like 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from cellstream._link import Link
 from cellstream._pipeline import Pipeline
-from cellstream._protocol import Opened, StreamCore
+from cellstream._protocol import StreamCore
+from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import StreamView, open_timeout, step_timeout
 
@@ -25,17 +25,29 @@ class Stream(StreamView):
     step is answered to the thread that asked, in the order in which the steps were taken.
     """
 
-    def __init__(self, method: Any, core: StreamCore, forget: Callable[[Stream], None], **options: Any) -> None:
+    def __init__(self, core: StreamCore, link: Link, forget: Callable[[Link], None], address: str) -> None:
         super().__init__(core)
+        self._link = link
         self._forget = forget
-        self._link = Link(method, core, **options)
+        self._address = address
 
-    def wait_opened(self, timeout: float) -> Opened:
-        """Wait for the server's answer to Open; for `Client.stream`. Raises why it doesn't open."""
-        with self._link.changed:
-            if not self._link.wait(lambda: self._core.opened is not None or self._core.ended, timeout):
-                raise open_timeout(timeout)
-            return self._core.check_opened()
+    def wait_opened(self, seconds: float) -> None:
+        """Begin the call, and wait until the server has opened the stream; for `Client`. Raises why it doesn't."""
+        try:
+            self._link.begin()
+            opened = self._link.wait(lambda: self._core.opened is not None or self._core.ended, seconds)
+            self._core.check_opened() if opened else None
+        except BaseException:
+            self.leave()
+            raise
+        if not opened:
+            self.leave()
+            raise open_timeout(seconds)
+
+    def leave(self) -> None:
+        """End the stream and wait for nothing."""
+        self._link.cancel()
+        self._forget(self._link)
 
     def step(self, values: Any, *, timeout: float | None = None) -> Values:
         """Compute one step ([*shape]) or a chunk ([T, *shape]): its outputs, in the same form.
@@ -52,12 +64,10 @@ class Stream(StreamView):
         steps until its grace is over (see `going_away`); then it ends the stream, which raises StreamLost.
         """
         request = self._encode(values)
-        with self._link.changed:
-            answer = self._core.push(request)
-            self._link.pump()
-            if not self._link.wait(lambda: self._core.ready(answer), timeout):
-                raise step_timeout(request.steps, timeout)
-            return self._core.result(answer)
+        answer = self._link.change(lambda: self._core.push(request))
+        if not self._link.wait(lambda: self._core.ready(answer), timeout):
+            raise step_timeout(request.steps, timeout)
+        return self._core.result(answer)
 
     def run(self, inputs: Iterable[Any]) -> Generator[Values, None, None]:
         """Pipeline: the outputs of every step or chunk that `inputs` gives, in order and as soon as each is there.
@@ -67,37 +77,51 @@ class Stream(StreamView):
         the stream goes on. Leaving the loop early cancels the stream if steps were sent whose outputs nobody saw; the
         thread ends when `inputs` gives its next value.
         """
-        pipeline, changed = Pipeline(self._core), self._link.changed
-        threading.Thread(target=self._feed, args=(pipeline, inputs), name="cellstream-feeder", daemon=True).start()
+        pipeline, link = Pipeline(self._core), self._link
+        feed = functools.partial(_feed, link, self._core, pipeline, inputs)
+        link.spawn(feed, "cellstream-feeder", functools.partial(_end_inputs, link, pipeline))
         try:
             while True:
-                with changed:
-                    self._link.wait(pipeline.has_next, None)
+                link.wait(pipeline.has_next, None)
+                with link.changed:
                     taken = pipeline.take()
                 if taken is None:
                     return
                 yield taken[1]
-                with changed:
+                with link.changed:
                     pipeline.release(taken[0])
-                    self._link.notify()
+                    link.notify()
         finally:
-            with changed:
-                pipeline.stopped = True
-                self._link.notify()
+            if link.maker.here:
+                with link.changed:
+                    pipeline.stopped = True
+                    link.notify()
             if pipeline.unseen:
-                self.cancel()
+                link.cancel()
 
-    def close(self) -> None:
-        """End the stream once what was sent is answered (for a few seconds at most). Idempotent."""
-        with self._link.changed:
-            self._core.finish()
-        self._link.drain()
-        self._forget(self)
+    def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
+        """End the stream once what was sent is answered, within `timeout` seconds; then cancel it. Idempotent."""
+        if self._link.maker.here:
+            with self._link.changed:
+                self._core.finish()
+            self._link.drain(timeout)
+            self._link.join(JOIN_SECONDS)
+            self._forget(self._link)
 
     def cancel(self) -> None:
-        """End the stream at once. Idempotent."""
+        """End the stream at once, within a second. Idempotent."""
         self._link.cancel()
-        self._forget(self)
+        self._link.join(JOIN_SECONDS)
+        self._forget(self._link)
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link", None)
+        if link is None or not link.maker.here:
+            return
+        self._forget(link)
+        if not self._core.ended:
+            link.abandon()
+            warn_dropped(self, self._address)
 
     def __enter__(self) -> Self:
         return self
@@ -110,20 +134,26 @@ class Stream(StreamView):
         else:
             self.cancel()
 
-    def _feed(self, pipeline: Pipeline, inputs: Iterable[Any]) -> None:
-        error: BaseException | None = None
-        try:
-            for values in inputs:
-                request = self._encode(values)
-                with self._link.changed:
-                    self._link.wait(functools.partial(pipeline.has_room, request), None)
-                    if pipeline.stopped:
-                        break
-                    pipeline.push(request)
-                    self._link.pump()
-                    self._link.notify()
-        except BaseException as caught:  # noqa: BLE001  it is for the one who takes
-            error = caught
-        with self._link.changed:
-            pipeline.end(error)
-            self._link.notify()
+
+def _feed(link: Link, core: StreamCore, pipeline: Pipeline, inputs: Iterable[Any]) -> None:
+    # Holds no stream, so that one can be dropped while `inputs` blocks.
+    assert core.signature is not None
+    error: BaseException | None = None
+    try:
+        for values in inputs:
+            request = core.signature.encode(values)
+            link.wait(functools.partial(pipeline.has_room, request), None)
+            if pipeline.stopped:
+                break
+            link.change(functools.partial(pipeline.push, request))
+            with link.changed:
+                link.notify()
+    except BaseException as caught:  # noqa: BLE001  it is for the one who takes
+        error = caught
+    _end_inputs(link, pipeline, error)
+
+
+def _end_inputs(link: Link, pipeline: Pipeline, error: BaseException | None) -> None:
+    with link.changed:
+        pipeline.end(error)
+        link.notify()

@@ -7,7 +7,7 @@ Owns the channel, what is known of the models, and the live streams.
 from __future__ import annotations
 
 import asyncio
-import random
+import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
@@ -18,13 +18,15 @@ import grpc
 from cellstream import _rpc
 from cellstream._catalog import Catalog
 from cellstream._multiplex import MultiplexCore
-from cellstream._protocol import Opening, StreamCore
+from cellstream._process import Maker, occupy_stacks
+from cellstream._protocol import Core, Opening, StreamCore
 from cellstream._tensors import Signature
+from cellstream.aio._link import Link
 from cellstream.aio.multiplex import Multiplex
 from cellstream.aio.stream import Stream
 from cellstream.errors import CellstreamError, StreamClosed
 from cellstream.models import Model, ModelSummary, model_from, summaries_from
-from cellstream.options import Channel, Retry
+from cellstream.options import Attempts, Channel, Retry
 from cellstream.v1 import stream_inference_pb2 as pb
 
 S = TypeVar("S", Stream, Multiplex)
@@ -82,13 +84,15 @@ class Client:
         self._metadata = tuple(metadata)
         self._retry = retry
         self._wait_for_ready = channel.wait_for_ready
-        arguments = channel.arguments()
+        self._maker = Maker()
+        occupy_stacks()
+        arguments = channel.arguments(address)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, arguments)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, arguments)
         self._catalog = Catalog()
-        self._live: set[Stream | Multiplex] = set()
+        self._live: set[Link] = set()
         self._closed = False
 
     async def models(self, *, timeout: float = 30.0) -> tuple[ModelSummary, ...]:
@@ -113,16 +117,15 @@ class Client:
     ) -> Opens[Stream]:
         """Open a stream, with fresh state; version 0 is the highest. `timeout`: seconds for the whole stream.
 
-        Use it as `async with client.stream(…) as stream`, or await it and close the stream yourself. Tries again as
-        `retry` (or the client's) says. Raises UnknownModel, Overloaded, Unavailable, DeadlineExceeded or the server's
-        other refusals.
+        Use it as `async with client.stream(…) as stream`, or await it and close the stream yourself. Opening is tried
+        again as `retry` (or the client's) says, and takes the lesser of `timeout` and `retry.total` seconds. Raises
+        UnknownModel, Overloaded, Unavailable, DeadlineExceeded or the server's other refusals.
         """
         opening = Opening(model, version, stream_id)
 
-        async def attempt(seconds: float) -> Stream:
-            core, options = StreamCore(opening, self._catalog), self._options(metadata, timeout)
-            stream = Stream(self._method(_rpc.STREAM), core, self._forget, **options)
-            self._live.add(stream)
+        async def attempt(seconds: float, until: float | None) -> Stream:
+            core = StreamCore(opening, self._catalog)
+            stream = Stream(core, self._link(_rpc.STREAM, core, metadata, until), self._forget, self.address)
             try:
                 await stream.wait_opened(seconds)
             except BaseException:
@@ -130,7 +133,7 @@ class Client:
                 raise
             return stream
 
-        return Opens(lambda: self._retrying(retry, attempt))
+        return Opens(lambda: self._retrying(retry, attempt, timeout))
 
     def multiplex(
         self,
@@ -147,20 +150,23 @@ class Client:
         once the server has another model under the name.
         """
 
-        async def attempt(seconds: float) -> Multiplex:
-            signature = await self._described(model, version, seconds)
-            core, options = MultiplexCore(signature, version, self._catalog), self._options(metadata, timeout)
-            multiplex = Multiplex(self._method(_rpc.MULTIPLEX), core, self._forget, **options)
-            self._live.add(multiplex)
+        async def attempt(seconds: float, until: float | None) -> Multiplex:
+            proposal = await self._described(model, version, seconds)
+            core = MultiplexCore(proposal, version, self._catalog)
+            link = self._link(_rpc.MULTIPLEX, core, metadata, until)
+            multiplex = Multiplex(core, link, self._forget, self.address)
+            link.begin()
             return multiplex
 
-        return Opens(lambda: self._retrying(retry, attempt))
+        return Opens(lambda: self._retrying(retry, attempt, timeout))
 
     async def close(self) -> None:
-        """Cancel the streams that are open, and disconnect. Idempotent."""
+        """Cancel the streams that are open, and disconnect. Idempotent; in a fork nothing is done."""
+        if not self._maker.here:
+            return
         self._closed = True
-        for stream in tuple(self._live):
-            await stream.cancel()
+        for link in tuple(self._live):
+            await link.cancel()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -171,47 +177,44 @@ class Client:
     ) -> None:
         await self.close()
 
-    def _forget(self, stream: Stream | Multiplex) -> None:
+    def _forget(self, link: Link) -> None:
         # A method of the client: whoever holds a stream holds its client.
-        self._live.discard(stream)
+        self._live.discard(link)
 
     async def _described(self, name: str, version: int, seconds: float) -> Signature:
         request = pb.GetModelRequest(model=name, version=version)
         message = await self._call(_rpc.GET_MODEL, request, pb.GetModelResponse, seconds)
         return self._catalog.described(message, (name, version))
 
-    async def _retrying(self, retry: Retry | None, attempt: Callable[[float], Awaitable[S]]) -> S:
-        retry = retry or self._retry
-        began, failed = time.monotonic(), 0
+    async def _retrying(
+        self, retry: Retry | None, attempt: Callable[[float, float | None], Awaitable[S]], timeout: float | None
+    ) -> S:
+        until = _rpc.until(timeout)
+        attempts = Attempts(retry or self._retry, timeout, time.monotonic)
         while True:
             try:
-                return await attempt(retry.total - (time.monotonic() - began))
+                return await attempt(attempts.seconds_left(), until)
             except CellstreamError as error:
-                failed += 1
-                wait = retry.delay(failed, error, time.monotonic() - began, random.random)
-                if wait is None:
-                    raise
+                wait = attempts.wait_after(_rpc.explained(error, self.address))
             await asyncio.sleep(wait)
 
-    def _options(self, metadata: _rpc.Metadata, timeout: float | None) -> dict[str, Any]:
-        return {
-            "timeout": timeout,
-            "metadata": (*self._metadata, *metadata),
-            "wait_for_ready": self._wait_for_ready,
-        }
+    def _link(self, path: str, core: Core, metadata: _rpc.Metadata, until: float | None) -> Link:
+        self._check_open()
+        options = {"metadata": (*self._metadata, *metadata), "wait_for_ready": self._wait_for_ready}
+        link = Link(functools.partial(_rpc.begin, self._channel, path, until, options), core)
+        self._live.add(link)
+        return link
 
     def _check_open(self) -> None:
+        self._maker.check()
         if self._closed:
             raise StreamClosed("the client is closed")
-
-    def _method(self, path: str) -> Any:
-        self._check_open()
-        return self._channel.stream_stream(path, request_serializer=None, response_deserializer=None)
 
     async def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
         self._check_open()
         method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
+        options = {"timeout": timeout, "metadata": self._metadata, "wait_for_ready": self._wait_for_ready}
         try:
-            return await method(request, **self._options((), timeout))
+            return await method(request, **options)
         except grpc.aio.AioRpcError as error:
-            raise _rpc.error_from(error) from None
+            raise _rpc.explained(_rpc.error_from(error), self.address) from None

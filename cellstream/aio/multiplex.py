@@ -10,6 +10,7 @@ from typing import Any, Self
 from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
+from cellstream._rpc import CLOSE_SECONDS, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import open_timeout, step_timeout
 from cellstream.aio._link import Link
@@ -21,10 +22,11 @@ class Multiplex(MultiplexView):
     Streams are named by keys (0 … 2**32 - 1) that the caller chooses. Tasks may share it.
     """
 
-    def __init__(self, method: Any, core: MultiplexCore, forget: Callable[[Multiplex], None], **options: Any) -> None:
+    def __init__(self, core: MultiplexCore, link: Link, forget: Callable[[Link], None], address: str) -> None:
         super().__init__(core)
+        self._link = link
         self._forget = forget
-        self._link = Link(method, core, **options)
+        self._address = address
 
     async def open(self, *keys: int, timeout: float = 30.0) -> None:
         """Open a stream for each key. Raises the first refusal; the keys that weren't refused are open then."""
@@ -33,16 +35,14 @@ class Multiplex(MultiplexView):
     async def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""
         keys = tuple(stream_ids)
-        self._core.open(stream_ids)
-        self._link.pump()
+        self._link.change(lambda: self._core.open(stream_ids))
         if not await self._link.wait(lambda: self._core.settled(keys), timeout):
             raise open_timeout(timeout)
         self._core.check_opened(keys)
 
     async def finish(self, *keys: int, timeout: float = 30.0) -> None:
         """End these streams once what was sent to them is answered; their keys are free then."""
-        self._core.finish_streams(keys)
-        self._link.pump()
+        self._link.change(lambda: self._core.finish_streams(keys))
         if not await self._link.wait(lambda: self._core.gone(keys), timeout):
             raise step_timeout(0, timeout)
 
@@ -69,16 +69,25 @@ class Multiplex(MultiplexView):
         gathered = await self._ask(order, counts, request, not request.chunk, timeout)
         return gathered.answer.rows(slice(None), shape)
 
-    async def close(self) -> None:
-        """End every stream once what was sent is answered (for a few seconds at most). Idempotent."""
+    async def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
+        """End every stream once what was sent is answered, within `timeout` seconds; then cancel them. Idempotent."""
         self._core.finish()
-        await self._link.drain()
-        self._forget(self)
+        await self._link.drain(timeout)
+        self._forget(self._link)
 
     async def cancel(self) -> None:
         """End every stream at once. Idempotent."""
         await self._link.cancel()
-        self._forget(self)
+        self._forget(self._link)
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link", None)
+        if link is None or not link.maker.here:
+            return
+        self._forget(link)
+        if not self._core.ended:
+            link.abandon()
+            warn_dropped(self, self._address)
 
     async def __aenter__(self) -> Self:
         return self
@@ -92,8 +101,7 @@ class Multiplex(MultiplexView):
             await self.cancel()
 
     async def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
-        gathered = self._core.push(keys, counts, request)
-        self._link.pump()
+        gathered = self._link.change(lambda: self._core.push(keys, counts, request))
         if not await self._link.wait(lambda: self._core.ready(gathered), timeout):
             raise step_timeout(request.steps, timeout)
         self._core.check_complete(gathered, single=single)

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cellstream._pipeline import Pipeline
-from cellstream._protocol import Opened, StreamCore
+from cellstream._protocol import StreamCore
+from cellstream._rpc import CLOSE_SECONDS, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import StreamView, open_timeout, step_timeout
 from cellstream.aio._link import Link
@@ -27,16 +28,18 @@ class Stream(StreamView):
     is answered to the task that asked, in the order in which the steps were taken.
     """
 
-    def __init__(self, method: Any, core: StreamCore, forget: Callable[[Stream], None], **options: Any) -> None:
+    def __init__(self, core: StreamCore, link: Link, forget: Callable[[Link], None], address: str) -> None:
         super().__init__(core)
+        self._link = link
         self._forget = forget
-        self._link = Link(method, core, **options)
+        self._address = address
 
-    async def wait_opened(self, timeout: float) -> Opened:
-        """Wait for the server's answer to Open; for `Client.stream`. Raises why it doesn't open."""
-        if not await self._link.wait(lambda: self._core.opened is not None or self._core.ended, timeout):
-            raise open_timeout(timeout)
-        return self._core.check_opened()
+    async def wait_opened(self, seconds: float) -> None:
+        """Begin the call, and wait until the server has opened the stream; for `Client`. Raises why it doesn't."""
+        self._link.begin()
+        if not await self._link.wait(lambda: self._core.opened is not None or self._core.ended, seconds):
+            raise open_timeout(seconds)
+        self._core.check_opened()
 
     async def step(self, values: Any, *, timeout: float | None = None) -> Values:
         """Compute one step ([*shape]) or a chunk ([T, *shape]): its outputs, in the same form.
@@ -45,8 +48,7 @@ class Stream(StreamView):
         waits is as a StepTimeout: the step counts, its answer is dropped, and the stream goes on.
         """
         request = self._encode(values)
-        answer = self._core.push(request)
-        self._link.pump()
+        answer = self._link.change(lambda: self._core.push(request))
         if not await self._link.wait(lambda: self._core.ready(answer), timeout):
             raise step_timeout(request.steps, timeout)
         return self._core.result(answer)
@@ -60,17 +62,18 @@ class Stream(StreamView):
         if steps were sent whose outputs nobody saw (at once under contextlib.aclosing, else when Python collects
         the generator).
         """
-        pipeline = Pipeline(self._core)
-        feeder = asyncio.get_running_loop().create_task(self._feed(pipeline, inputs), name="cellstream-feeder")
+        pipeline, link = Pipeline(self._core), self._link
+        feed = _feed(link, self._core, pipeline, inputs)
+        feeder = asyncio.get_running_loop().create_task(feed, name="cellstream-feeder")
         try:
             while True:
-                await self._link.wait(pipeline.has_next, None)
+                await link.wait(pipeline.has_next, None)
                 taken = pipeline.take()
                 if taken is None:
                     return
                 yield taken[1]
                 pipeline.release(taken[0])
-                self._link.notify()
+                link.notify()
         finally:
             pipeline.stopped = True
             feeder.cancel()
@@ -78,16 +81,25 @@ class Stream(StreamView):
                 await self.cancel()
             await asyncio.wait([feeder])
 
-    async def close(self) -> None:
-        """End the stream once what was sent is answered (for a few seconds at most). Idempotent."""
+    async def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
+        """End the stream once what was sent is answered, within `timeout` seconds; then cancel it. Idempotent."""
         self._core.finish()
-        await self._link.drain()
-        self._forget(self)
+        await self._link.drain(timeout)
+        self._forget(self._link)
 
     async def cancel(self) -> None:
         """End the stream at once. Idempotent."""
         await self._link.cancel()
-        self._forget(self)
+        self._forget(self._link)
+
+    def __del__(self) -> None:
+        link = getattr(self, "_link", None)
+        if link is None or not link.maker.here:
+            return
+        self._forget(link)
+        if not self._core.ended:
+            link.abandon()
+            warn_dropped(self, self._address)
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,22 +112,24 @@ class Stream(StreamView):
         else:
             await self.cancel()
 
-    async def _feed(self, pipeline: Pipeline, inputs: AsyncIterable[Any] | Iterable[Any]) -> None:
-        error: BaseException | None = None
-        try:
-            async with contextlib.aclosing(_each(inputs)) as each:
-                async for values in each:
-                    request = self._encode(values)
-                    await self._link.wait(functools.partial(pipeline.has_room, request), None)
-                    if pipeline.stopped:
-                        break
-                    pipeline.push(request)
-                    self._link.pump()
-                    self._link.notify()
-        except BaseException as caught:  # noqa: BLE001  it is for the one who takes
-            error = caught
-        pipeline.end(error)
-        self._link.notify()
+
+async def _feed(link: Link, core: StreamCore, pipeline: Pipeline, inputs: AsyncIterable[Any] | Iterable[Any]) -> None:
+    # Holds no stream, so that one can be dropped while `inputs` waits.
+    assert core.signature is not None
+    error: BaseException | None = None
+    try:
+        async with contextlib.aclosing(_each(inputs)) as each:
+            async for values in each:
+                request = core.signature.encode(values)
+                await link.wait(functools.partial(pipeline.has_room, request), None)
+                if pipeline.stopped:
+                    break
+                link.change(functools.partial(pipeline.push, request))
+                link.notify()
+    except BaseException as caught:  # noqa: BLE001  it is for the one who takes
+        error = caught
+    pipeline.end(error)
+    link.notify()
 
 
 async def _each(inputs: AsyncIterable[Any] | Iterable[Any]) -> AsyncGenerator[Any, None]:

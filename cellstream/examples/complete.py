@@ -66,9 +66,13 @@ class Session:
 
     def __init__(self, client: cellstream.Client, model: str) -> None:
         self._stream = client.stream(model)
+        try:
+            check_model(self._stream.model)
+        except Unusable:
+            self._stream.close()
+            raise
         self._logits: npt.NDArray[np.float32] | None = None  # [256], of the byte that comes next
         self.tail = b""  # the last few bytes, to know the session by
-        check_model(self._stream.model)
 
     def read(self, text: bytes) -> None:
         """Take in what was typed."""

@@ -119,7 +119,7 @@ class FakeServer:
         self.model_requests = 0
         self.descriptions = 0  # that were sent in Opened
         self.models = dict(_MODELS)
-        self._calls: set[queue.SimpleQueue[Any]] = set()
+        self.calls: set[queue.SimpleQueue[Any]] = set()
         self._server = grpc.server(ThreadPoolExecutor(40))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Stream": grpc.stream_stream_rpc_method_handler(
@@ -145,7 +145,7 @@ class FakeServer:
 
     def go_away(self, grace_ms: int = 5000) -> None:
         """Tell every live call that the server shuts down."""
-        for events in tuple(self._calls):
+        for events in tuple(self.calls):
             events.put(pb.GoAway(grace_ms=grace_ms))
 
     def die(self) -> None:
@@ -213,11 +213,11 @@ class FakeServer:
             events.put(None)
 
         threading.Thread(target=read, name="fake-reader", daemon=True).start()
-        self._calls.add(events)
+        self.calls.add(events)
         try:
             yield from iter(events.get, None)
         finally:
-            self._calls.discard(events)
+            self.calls.discard(events)
 
     def _stream(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         try:

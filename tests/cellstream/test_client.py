@@ -94,8 +94,11 @@ def test_tls_needs_a_server_that_speaks_it(server: FakeServer) -> None:
 def test_a_secure_channel(server: FakeServer) -> None:
     """Over a channel with credentials that fit, all is as without."""
     address = f"127.0.0.1:{server.secure_port}"
-    with cellstream.connect(address, credentials=grpc.local_channel_credentials()) as client:
-        assert client.stream("sum").step(1) == 1
+    with (
+        cellstream.connect(address, credentials=grpc.local_channel_credentials()) as client,
+        client.stream("sum") as stream,
+    ):
+        assert stream.step(1) == 1
 
 
 def test_closing_the_client_ends_its_streams(server: FakeServer) -> None:
@@ -187,7 +190,7 @@ def test_channel_settings_become_grpc_arguments() -> None:
     assert arguments["grpc.max_reconnect_backoff_ms"] == 900
     assert arguments["grpc.keepalive_time_ms"] == 7000
     assert arguments["grpc.max_receive_message_length"] == 5
-    assert "grpc.keepalive_time_ms" not in dict(cellstream.Channel().arguments())
+    assert "grpc.keepalive_time_ms" not in dict(cellstream.Channel(keepalive_ms=None).arguments())
 
 
 def test_errors_survive_pickling() -> None:

@@ -16,11 +16,10 @@ def test_only_those_are_woken_who_wait_in_vain_no_longer(client: cellstream.Clie
         def wait(name: str) -> bool:
             def ready() -> bool:
                 looks[name].add(threading.get_ident())
+                asleep.release()  # with `changed` held: whoever takes it next finds this one waiting
                 return done[name]
 
-            with link.changed:
-                asleep.release()
-                return link.wait(ready, 10)
+            return link.wait(ready, 10)
 
         asleep = threading.Semaphore(0)
         waiting = {name: pool.submit(wait, name) for name in done}

@@ -401,15 +401,13 @@ def test_going_away(client: cellstream.Client, server: FakeServer) -> None:
         server.go_away(2000)
         server.gate.set()
         assert answer.result(10) == {1: 1}
-        with m._link.changed:
-            assert m._link.wait(lambda: m.going_away is not None, 10)
+        assert m._link.wait(lambda: m.going_away is not None, 10)
         assert m.going_away == 2.0
         assert m.step({1: 1}) == {1: 2}
         with pytest.raises(cellstream.ServerGoingAway, match=r"within 2 s and opens no new stream"):
             m.open(2)
         m.finish(1)
-        with m._link.changed:
-            assert m._link.wait(lambda: m._core.ended, 10)
+        assert m._link.wait(lambda: m._core.ended, 10)
         with pytest.raises(cellstream.ServerGoingAway):
             m.open(2)
 

@@ -215,8 +215,7 @@ def test_going_away(client: cellstream.Client, server: FakeServer) -> None:
         server.go_away(3000)
         server.gate.set()
         assert answer.result(10).tolist() == [1, 3]
-        with stream._link.changed:
-            assert stream._link.wait(lambda: stream.going_away is not None, 10)
+        assert stream._link.wait(lambda: stream.going_away is not None, 10)
         assert stream.going_away == 3.0
         assert stream.step(1) == 4
         server.die()
