@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-waiting-bytes", type=int, default=limits.max_waiting_bytes, metavar="N",
         help="the same in bytes of inputs (%(default)s)")  # fmt: skip
     add("--max-message-bytes", type=int, default=limits.max_message_bytes, metavar="N", help="(%(default)s)")
+    add("--max-metadata-bytes", type=int, default=limits.max_metadata_bytes, metavar="N",
+        help="metadata of one call: names, values and 32 for each field (%(default)s)")  # fmt: skip
+    add("--max-silent-calls", type=int, default=limits.max_silent_calls, metavar="N",
+        help="open calls that have sent no message (%(default)s)")  # fmt: skip
+    add("--max-silent-calls-per-connection", type=int, default=limits.max_silent_calls_per_connection, metavar="N",
+        help="the same of one connection (%(default)s)")  # fmt: skip
     add("--max-unsent-bytes", type=int, default=limits.max_unsent_bytes, metavar="N",
         help="answers a client may leave unread before its stream waits (%(default)s)")  # fmt: skip
     group = parser.add_argument_group("batching")

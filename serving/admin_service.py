@@ -1,14 +1,10 @@
 """StreamInference's unary RPCs: what is served, and the operator's hand on sequences.
 
-Not hot, so they live on the public gRPC server.
+Not hot, so they have a thread of their own (serving/unary.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import grpc
 import structlog
 
 from cellstream.v1 import stream_inference_pb2 as pb
@@ -17,7 +13,7 @@ from serving.errors import InvalidInput
 from serving.front import SERVICE, Front
 from serving.live_sequence import Key
 from serving.model_admin import ModelAdmin
-from serving.unary import unary
+from serving.unary import Method
 
 log = structlog.get_logger(__name__)
 
@@ -78,22 +74,18 @@ class _Admin:
         return pb.EvictSequencesResponse(ids=[_sequence_id(key) for key in evicted])
 
 
-def add_admin_service(server: grpc.Server, front: Front, models: ModelAdmin, post: Post) -> None:
-    """Serve StreamInference's unary RPCs on `server`; `post` has something done on the loop's thread."""
+def admin_methods(front: Front, models: ModelAdmin, post: Post) -> dict[str, Method]:
+    """StreamInference's unary RPCs by full name; `post` has something done on the loop's thread."""
     admin = _Admin(front, post)
-
-    def handler(method: Callable[[Any], Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        return unary(method, request, front.stats)
-
-    handlers = {
-        "ListModels": handler(models.list_models, pb.ListModelsRequest),
-        "GetModel": handler(admin.get_model, pb.GetModelRequest),
-        "ListSequences": handler(admin.list_sequences, pb.ListSequencesRequest),
-        "EvictSequences": handler(admin.evict_sequences, pb.EvictSequencesRequest),
-        "LoadModel": handler(models.load_model, pb.LoadModelRequest),
-        "UnloadModel": handler(models.unload_model, pb.UnloadModelRequest),
+    methods = {
+        "ListModels": Method(models.list_models, pb.ListModelsRequest, slow=True),
+        "GetModel": Method(admin.get_model, pb.GetModelRequest),
+        "ListSequences": Method(admin.list_sequences, pb.ListSequencesRequest, slow=True),
+        "EvictSequences": Method(admin.evict_sequences, pb.EvictSequencesRequest, slow=True),
+        "LoadModel": Method(models.load_model, pb.LoadModelRequest, slow=True),
+        "UnloadModel": Method(models.unload_model, pb.UnloadModelRequest, slow=True),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
 
 def _key(wanted: pb.SequenceId) -> Key:

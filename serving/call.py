@@ -55,6 +55,9 @@ class Queue(Protocol):
     now: float
     half_closed: list[Call]
 
+    def heard(self, call: Call) -> None:
+        """Note that a call has sent its first message, or that it sends none."""
+
     def forget(self, call: Call) -> None:
         """Let go of a call that is over."""
 
@@ -120,7 +123,7 @@ class Call:
         self._aborted = False
         self._cancelled = False
         # Bound once, not for every message. They refer back to the call; _over() breaks the circle.
-        self._on_received: Callable[[Any], None] | None = self._received
+        self._on_received: Callable[[Any], None] | None = self._first_received
         self._on_sent: Callable[[Any], None] | None = self._sent
         self._on_exchanged: Callable[[Any], None] | None = self._exchanged
         self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
@@ -261,6 +264,11 @@ class Call:
 
     # Completions. Each first brings the books up to date and only then calls the handler, which may raise.
 
+    def _first_received(self, event: Any) -> None:
+        self._on_received = self._received
+        self._wire.heard(self)
+        self._received(event)
+
     def _received(self, event: Any) -> None:
         self._take_in(event.batch_operations[0].message())
 
@@ -321,6 +329,12 @@ class Call:
         self._wire.forget(self)
         if handler is not None:
             handler.on_closed(cancelled=self._cancelled)
+
+    def wake(self) -> None:
+        """Have the poll that waits return at once, if the call isn't over. Safe from any thread."""
+        call = self._call
+        if call is not None:
+            call.start_server_batch((), None)
 
     # For the wire alone.
 

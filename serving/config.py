@@ -68,6 +68,13 @@ class Limits:
     max_waiting_bytes: int = 256 << 20
     # Bytes of one message. gRPC itself cuts off at twice this, so that the refusal with our text comes first.
     max_message_bytes: int = 1 << 20
+    # Bytes of one call's metadata: names and values, and 32 for each field. gRPC itself cuts off far beyond it, so that
+    # the refusal with our text comes first. Too low: long tokens and cookies are refused; too high: calls hold memory.
+    max_metadata_bytes: int = 16 << 10
+    # Open calls that have sent no message, per server and per connection. Too low: a crowd that connects at once is
+    # refused; too high: such calls hold memory.
+    max_silent_calls: int = 4096
+    max_silent_calls_per_connection: int = 1024
     # Bytes of answers a client may leave unread before its stream stops being computed.
     max_unsent_bytes: int = 1 << 20
 

@@ -96,6 +96,24 @@ class TooLarge(Refusal):
     reason = "message_too_large"
 
 
+class MetadataTooLarge(TooLarge):
+    """The caller's fault: more metadata than a call may have."""
+
+    reason = "metadata_too_large"
+
+
+class TooManyCalls(Refusal):
+    """The caller's fault, or its neighbours': too many calls are open that have asked for nothing, or wait."""
+
+    reason = "calls_limit"
+
+
+class NothingSent(Refusal):
+    """The caller's fault: a call that has sent no message for too long."""
+
+    reason = "nothing_sent"
+
+
 class TooManyStreams(Refusal):
     """Nobody's fault: every place for a stream is taken."""
 

@@ -8,27 +8,36 @@ served or any one, broken ones too.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2
 
+from serving.call import Call
 from serving.endpoint import HealthState
-from serving.front import OPEN_INFERENCE, SERVICE
+from serving.errors import InvalidInput, UnknownModel
+from serving.front import MAX_NAME, OPEN_INFERENCE, SERVICE
 from serving.lane import Lane, Lanes
+from serving.status import code_of
+
+HEALTH = "grpc.health.v1.Health"
+_Response = health_pb2.HealthCheckResponse
+_STATUS = {None: _Response.SERVICE_UNKNOWN, True: _Response.SERVING, False: _Response.NOT_SERVING}
 
 
 class Health:
     """What health says at the moment."""
 
-    def __init__(self, server: grpc.Server, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._servicer = health.HealthServicer()
         self._working = False
         self._dead = False
         self._leaving = False
         self._said: dict[str, bool] = {}
         self._lock = threading.Lock()
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._watchers: set[_Watcher] = set()  # added and removed by the thread that serves them
+        self.post: Callable[[Callable[[], None], Call], None] = lambda _work, _call: None  # to that thread
         self.update(working=False)
         for lane in lanes:
             self.watch(lane)
@@ -78,12 +87,70 @@ class Health:
 
     def leave(self) -> None:
         """Say NOT_SERVING to everybody from now on, whatever happens."""
-        self._leaving = True
-        self._servicer.enter_graceful_shutdown()
+        with self._lock:
+            self._leaving = True
+            for name in list(self._said):
+                self._say(name, serving=False)
+
+    def check(self, request: health_pb2.HealthCheckRequest) -> health_pb2.HealthCheckResponse:
+        """What is said of a name. Raises UnknownModel."""
+        said = self._said.get(request.service)
+        if said is None:
+            raise UnknownModel(f"health knows no {request.service[:MAX_NAME]!r}; ask for NAME, NAME/VERSION or nothing")
+        return _Response(status=_STATUS[said])
+
+    def watcher(self, call: Call) -> _Watcher:
+        """The handler of a Watch call."""
+        return _Watcher(self._watchers, self._said, call)
 
     def _say(self, name: str, *, serving: bool) -> None:
+        serving = serving and not self._leaving
         if self._said.get(name) == serving:
             return  # whoever watches is told of changes only
         self._said[name] = serving
-        status = health_pb2.HealthCheckResponse
-        self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+        for watcher in tuple(self._watchers):
+            if watcher.name == name:
+                self.post(watcher.tell, watcher.call)
+
+
+class _Watcher:
+    """One Watch call: it is told what is said of a name at first, and then changes."""
+
+    def __init__(self, watchers: set[_Watcher], said: dict[str, bool], call: Call) -> None:
+        self.call = call
+        self.name: str | None = None
+        self._watchers = watchers
+        self._said = said
+        self._told: int | None = None
+        call.receive()
+
+    def on_message(self, data: bytes) -> None:
+        """The request has arrived."""
+        try:
+            self.name = health_pb2.HealthCheckRequest.FromString(data).service
+        except DecodeError:
+            self.call.finish(code_of(InvalidInput()), f"the message isn't a {HEALTH} request")
+            return
+        self._watchers.add(self)
+        self.tell()
+
+    def on_half_close(self) -> None:
+        """The client sends no more."""
+        if self.name is None:
+            self.call.finish(StatusCode.INVALID_ARGUMENT, "the call ended without a request")
+
+    def on_sent(self) -> None:
+        """The client has read what it was told."""
+        self.tell()
+
+    def on_closed(self, *, cancelled: bool) -> None:  # noqa: ARG002  nothing is kept either way
+        """The call is over."""
+        self._watchers.discard(self)
+
+    def tell(self) -> None:
+        """Say how it stands, if that is new and the client has read what it was told before."""
+        assert self.name is not None
+        status = _STATUS[self._said.get(self.name)]
+        if status != self._told and not self.call.unsent:
+            self._told = status
+            self.call.send(_Response(status=status).SerializeToString())

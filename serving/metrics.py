@@ -99,6 +99,9 @@ class Scrape(Collector):
         for reason, count in sorted(stats.refusals.copy().items()):
             refusals.add_metric((reason,), count)
         yield refusals
+        yield GaugeMetricFamily(
+            "cellstream_silent_calls", "Open calls that have sent no message", value=sum(map(len, stats.gates))
+        )
         yield from log_metrics()
         yield CounterMetricFamily("cellstream_messages_received", "Messages on hot calls", value=stats.messages_in)
         yield CounterMetricFamily("cellstream_messages_sent", "Answers on hot calls", value=stats.messages_out)

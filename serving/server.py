@@ -15,23 +15,25 @@ from typing import Any
 
 import grpc
 import structlog
+from grpc_health.v1 import health_pb2
 
 from serving import log_output, multiplex_service, stream_service
-from serving.admin_service import add_admin_service
+from serving.admin_service import admin_methods
 from serving.config import ServerConfig, host_and_port
 from serving.engine import Engine
 from serving.errand import on_loop
 from serving.errors import ConfigError, ShuttingDown, Unavailable
 from serving.front import SERVICE, Front
+from serving.gate import Gate, MetadataLimit
 from serving.graph_files import GraphFiles
-from serving.health import Health
+from serving.health import HEALTH, Health
 from serving.lane import Lane, Lanes
 from serving.loop import Loop
 from serving.metrics import serve_metrics
 from serving.model_admin import ModelAdmin
 from serving.models import Models, load_all
 from serving.oip import infer_service
-from serving.oip.admin_service import OpenInferenceAdmin, add_open_inference
+from serving.oip.admin_service import OpenInferenceAdmin, open_inference_methods
 from serving.oip.described import described_files
 from serving.oip.desk import Desk
 from serving.one_thread import OneThread
@@ -42,12 +44,17 @@ from serving.repository import Artifact, check_proof, find_artifacts
 from serving.stats import ServerStats
 from serving.status import code_of, trailing
 from serving.streams import slab_rows
+from serving.unary import REQUEST_SECONDS, Method, UnaryWire
 from serving.wire import SERVER_OPTIONS, Wire
 from serving.worker_control import Control, WorkerControl
 
 VERSION = "0.1.0"
 STALLED_SECONDS = 20.0  # a turn that takes longer counts as a server that doesn't work
-_ADMIN_THREADS = 64  # started when needed; a call that sends nothing holds one until its deadline
+_PUBLIC_THREADS = 16  # for reflection, all that is left to the public server; started when needed
+_SILENT_SECONDS = 60.0  # for a call to send its first message, if nobody can have a reason to send none
+_MOST_SILENT_ADMIN = 1024  # admin calls that have sent nothing, and of one connection
+_MOST_SILENT_ADMIN_OF_ONE = 128
+_LARGE_METADATA = 1 << 20  # gRPC's own limit, at which it refuses what ours let through
 _LAST_WORDS_SECONDS = 2.0  # for statuses to reach their clients at the very end
 
 _GPU_PRECISIONS = frozenset({"tf32", "fp16"})  # what a CPU computes in float32
@@ -75,14 +82,20 @@ class Server:
         held = Held() if workers is None else workers.held
         found = find_artifacts(config.model_repository)
         artifacts = [one for one in found if held.serves(one.name, one.version)]
-        self._server = grpc.server(ThreadPoolExecutor(_ADMIN_THREADS, "admin"), options=_options(config))
+        stats = ServerStats()
+        self._server = grpc.server(
+            ThreadPoolExecutor(_PUBLIC_THREADS, "public"),
+            interceptors=[MetadataLimit(stats, config.limits.max_metadata_bytes)],
+            options=_options(config),
+        )
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
         self.lanes = Lanes()
         thread.call(lambda: load_all(artifacts, self.lanes, self._load))
-        self.front = Front(self.lanes, config.limits, ServerStats(), clock)
-        self.health = Health(self._server, self.lanes)
-        add_reflection(self._server, (SERVICE, "grpc.health.v1.Health"), described_files())
+        self.front = Front(self.lanes, config.limits, stats, clock)
+        self.health = Health(self.lanes)
+        add_reflection(self._server, (SERVICE, HEALTH), described_files())
+        self._gate = self._hot_gate()
         desk = Desk(self.front)
         self._wire = Wire(
             self._server,
@@ -92,9 +105,11 @@ class Server:
                 infer_service.INFER: lambda call: infer_service.InferCall(desk, call),
                 infer_service.STREAM_INFER: lambda call: infer_service.StreamInferCall(desk, call),
             },
+            self._gate,
         )
         self.loop = Loop(self._wire, self.lanes, flush=self.front.flush, clock=clock, thread=thread)
-        self._add_admin_services(desk)
+        self._unary = self._unary_wire(desk)
+        self.health.post = self._unary.post
         self.loop.on_death = self.health.die
         self.loop.on_loss = _exit_at_once  # the system then ends every connection, so that nobody waits
         if config.share_port:  # at the last moment: from now on the kernel gives us connections
@@ -108,6 +123,7 @@ class Server:
             self.metrics_port = serve_metrics(self.front, self._config.metrics_listen, self.health.state)
         self._server.start()
         self._wire.start()
+        self._unary.start()
         self.loop.start()
         self.health.update(working=True)
         if self._workers is not None:
@@ -126,11 +142,12 @@ class Server:
         """See whether the loop still does its turns, and let health say so. Call every second or so."""
         if self.loop.alive:
             self.health.update(working=self._turning)
+            self.loop.post(self._gate.sweep)
 
     @property
     def works(self) -> bool:
         """Whether what serves still moves, or knows that it doesn't: else another process had better take its place."""
-        return self._turning or not self.loop.alive
+        return (self._turning or not self.loop.alive) and self._clock() - self._unary.beat < STALLED_SECONDS
 
     @property
     def _turning(self) -> bool:
@@ -156,14 +173,46 @@ class Server:
         self._wait_for_calls(_LAST_WORDS_SECONDS)
         self._do(lambda: self._wire.refuse_all(code, text))  # clients that don't read
         self._wait_for_calls(_LAST_WORDS_SECONDS)
+        self._unary.finish(code, text, _LAST_WORDS_SECONDS)
         stopped = self._server.stop(0)
         ended = self.loop.stop(_LAST_WORDS_SECONDS)
         self._wire.stop()
+        self._unary.stop()
         stopped.wait(_LAST_WORDS_SECONDS)
         log.info("stopped", streams_cut_off=left)
         return self.loop.alive and ended
 
-    def _add_admin_services(self, desk: Desk) -> None:
+    def _hot_gate(self) -> Gate:
+        limits, seconds = (
+            self._config.limits,
+            dict.fromkeys((stream_service.METHOD, infer_service.INFER), _SILENT_SECONDS),
+        )
+        gate = Gate(
+            self.front.stats,
+            metadata_bytes=limits.max_metadata_bytes,
+            calls=limits.max_silent_calls,
+            calls_of_one=limits.max_silent_calls_per_connection,
+            seconds=seconds,
+        )
+        self.front.stats.gates.append(gate)
+        return gate
+
+    def _unary_wire(self, desk: Desk) -> UnaryWire:
+        stats = self.front.stats
+        methods = self._admin_methods(desk)
+        watches = {f"/{HEALTH}/Watch": self.health.watcher}
+        gate = Gate(
+            stats,
+            metadata_bytes=self._config.limits.max_metadata_bytes,
+            calls=_MOST_SILENT_ADMIN,
+            calls_of_one=_MOST_SILENT_ADMIN_OF_ONE,
+            seconds=dict.fromkeys((*methods, *watches), REQUEST_SECONDS),
+            evicts=True,
+        )
+        stats.gates.append(gate)
+        return UnaryWire(self._server, methods, watches, stats, gate)
+
+    def _admin_methods(self, desk: Desk) -> dict[str, Method]:
         config = self._config
         models = self._models = Models(
             config.model_repository,
@@ -180,11 +229,14 @@ class Server:
         models.on_add, models.on_change = self.health.watch, changed
         control: Control = models if self._workers is None else self._workers
         self.control = control
-        add_admin_service(self._server, self.front, ModelAdmin(models, control), self.loop.post)
         admin = OpenInferenceAdmin(
             self.front, models, control, name=config.server_name, version=VERSION, working=lambda: self.health.working
         )
-        add_open_inference(self._server, admin, self.front)
+        return {
+            **admin_methods(self.front, ModelAdmin(models, control), self.loop.post),
+            **open_inference_methods(admin),
+            f"/{HEALTH}/Check": Method(self.health.check, health_pb2.HealthCheckRequest),
+        }
 
     def _close(self) -> None:
         self._models.close()
@@ -271,6 +323,9 @@ def _options(config: ServerConfig) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 10_000),  # this one counts; the one above is TCP_USER_TIMEOUT
+        # Between these two gRPC refuses by chance; alike, and far beyond our own limit, they leave it to us.
+        ("grpc.max_metadata_size", max(_LARGE_METADATA, 4 * config.limits.max_metadata_bytes)),
+        ("grpc.absolute_max_metadata_size", max(_LARGE_METADATA, 4 * config.limits.max_metadata_bytes)),
         ("grpc.keepalive_permit_without_calls", 1),
         # A client may probe once a second; one that does it more often is turned away with too_many_pings.
         ("grpc.http2.min_ping_interval_without_data_ms", 500),

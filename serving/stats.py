@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # streams in a run
@@ -81,4 +81,5 @@ class ServerStats:
 
     refusals: Counter[str] = field(default_factory=Counter)  # by reason
     messages_in: int = 0
+    gates: list[Sized] = field(default_factory=list)  # the calls that have sent nothing, by wire
     messages_out: int = 0

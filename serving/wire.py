@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc._cython import cygrpc
@@ -42,11 +42,27 @@ _DONE = cygrpc.CompletionType.operation_complete
 _SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
 
 
+class Gate(Protocol):
+    """What decides which calls get in."""
+
+    def admit(self, call: Call) -> tuple[grpc.StatusCode, str, Metadata] | None:
+        """Let a new call in, or say what it is refused with."""
+
+    def heard(self, call: Call) -> None:
+        """Note that a call has sent its first message, or is over; perhaps again."""
+
+
 class Wire:
     """The completion queue of a server's hot methods. All but `live` is for one thread: the one that polls."""
 
-    def __init__(self, server: grpc.Server, methods: Mapping[str, Callable[[Call], Handler]]) -> None:
-        """`methods`: what makes a call's handler, by full name (/package.Service/Method). Before server.start()."""
+    def __init__(
+        self, server: grpc.Server, methods: Mapping[str, Callable[[Call], Handler]], gate: Gate | None = None
+    ) -> None:
+        """`methods`: what makes a call's handler, by full name (/package.Service/Method). Before server.start().
+
+        `gate` decides which calls get one.
+        """
+        self._gate = gate
         self._server = _core_of(server)
         self._methods = dict(methods)
         self._queue = cygrpc.CompletionQueue()
@@ -131,8 +147,14 @@ class Wire:
             pass  # a marker
         return bool(kind == _SHUT_DOWN)
 
+    def heard(self, call: Call) -> None:
+        """Note that a call has sent its first message, or that it sends none. For calls alone."""
+        if self._gate is not None:
+            self._gate.heard(call)
+
     def forget(self, call: Call) -> None:
         """Let go of a call that is over. For calls alone."""
+        self.heard(call)
         self._calls.remove(call)
         self.live -= 1
         if self._anchor is call:
@@ -164,10 +186,13 @@ class Wire:
         call = Call(self, method, event)
         self._calls.add(call)
         self.live += 1
-        if self._refusal is None:
+        refusal = self._refusal
+        if refusal is None and self._gate is not None:
+            refusal = self._gate.admit(call)
+        if refusal is None:
             call.serve(self._methods[method])
         else:
-            call.finish(*self._refusal)
+            call.finish(*refusal)
 
 
 def _core_of(server: grpc.Server) -> Any:

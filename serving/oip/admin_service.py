@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import grpc
 from google.protobuf.json_format import ParseDict
 
 from model.triton_config import PLATFORM, model_config
@@ -23,7 +22,7 @@ from serving.oip.tensors import datatype
 from serving.oip.v1 import inference_pb2 as pb
 from serving.oip.v1 import model_config_pb2
 from serving.orders import LOAD, UNLOAD, Order, refuse_failures
-from serving.unary import unary
+from serving.unary import Method
 from serving.worker_control import Control
 
 EXTENSIONS = (
@@ -43,8 +42,6 @@ _NOT_OFFERED = {
     "TraceSetting": "tracing isn't offered; see the Prometheus endpoint (--metrics-listen)",
     "LogSettings": "log settings can't be changed while the server runs; see --log-format",
 }
-
-Method = Callable[[Any], Any]
 
 
 class OpenInferenceAdmin:
@@ -147,26 +144,22 @@ class OpenInferenceAdmin:
         return pb.RepositoryModelUnloadResponse()
 
 
-def add_open_inference(server: grpc.Server, admin: OpenInferenceAdmin, front: Front) -> None:
-    """Serve everything of the protocol but ModelInfer and ModelStreamInfer."""
-
-    def handler(method: Method, request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        return unary(method, request, front.stats)
-
-    handlers = {
-        "ServerLive": handler(admin.server_live, pb.ServerLiveRequest),
-        "ServerReady": handler(admin.server_ready, pb.ServerReadyRequest),
-        "ModelReady": handler(admin.model_ready, pb.ModelReadyRequest),
-        "ServerMetadata": handler(admin.server_metadata, pb.ServerMetadataRequest),
-        "ModelMetadata": handler(admin.model_metadata, pb.ModelMetadataRequest),
-        "ModelConfig": handler(admin.model_config, pb.ModelConfigRequest),
-        "ModelStatistics": handler(admin.model_statistics, pb.ModelStatisticsRequest),
-        "RepositoryIndex": handler(admin.repository_index, pb.RepositoryIndexRequest),
-        "RepositoryModelLoad": handler(admin.repository_model_load, pb.RepositoryModelLoadRequest),
-        "RepositoryModelUnload": handler(admin.repository_model_unload, pb.RepositoryModelUnloadRequest),
+def open_inference_methods(admin: OpenInferenceAdmin) -> dict[str, Method]:
+    """Everything of the protocol but ModelInfer and ModelStreamInfer, by full name."""
+    methods = {
+        "ServerLive": Method(admin.server_live, pb.ServerLiveRequest),
+        "ServerReady": Method(admin.server_ready, pb.ServerReadyRequest),
+        "ModelReady": Method(admin.model_ready, pb.ModelReadyRequest),
+        "ServerMetadata": Method(admin.server_metadata, pb.ServerMetadataRequest),
+        "ModelMetadata": Method(admin.model_metadata, pb.ModelMetadataRequest),
+        "ModelConfig": Method(admin.model_config, pb.ModelConfigRequest),
+        "ModelStatistics": Method(admin.model_statistics, pb.ModelStatisticsRequest, slow=True),
+        "RepositoryIndex": Method(admin.repository_index, pb.RepositoryIndexRequest, slow=True),
+        "RepositoryModelLoad": Method(admin.repository_model_load, pb.RepositoryModelLoadRequest, slow=True),
+        "RepositoryModelUnload": Method(admin.repository_model_unload, pb.RepositoryModelUnloadRequest, slow=True),
         **{name: _not_offered(name, why) for name, why in _NOT_OFFERED.items()},
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(OPEN_INFERENCE, handlers),))
+    return {f"/{OPEN_INFERENCE}/{name}": method for name, method in methods.items()}
 
 
 def _config(lane: Lane) -> dict[str, Any]:
@@ -179,11 +172,11 @@ def _config(lane: Lane) -> dict[str, Any]:
     return config | {"name": lane.name}
 
 
-def _not_offered(name: str, why: str) -> grpc.RpcMethodHandler[Any, Any]:
-    def answer(_message: bytes, context: grpc.ServicerContext) -> bytes:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name}: {why}")
+def _not_offered(name: str, why: str) -> Method:
+    def answer(_message: bytes) -> Any:
+        raise Unsupported(f"{name}: {why}")
 
-    return grpc.unary_unary_rpc_method_handler(answer)
+    return Method(answer, None)
 
 
 def _check_repository(name: str) -> None:
