@@ -172,6 +172,7 @@ _TYPES: dict[tuple[str, str], type[CellstreamError]] = {
     ("RESOURCE_EXHAUSTED", ""): LimitReached,
     ("RESOURCE_EXHAUSTED", "stream_limit"): Overloaded,
     ("RESOURCE_EXHAUSTED", "waiting_steps_limit"): Overloaded,
+    ("RESOURCE_EXHAUSTED", "calls_limit"): Overloaded,
     ("FAILED_PRECONDITION", ""): OutOfOrder,
     ("FAILED_PRECONDITION", "state_lost"): CannotResume,
     ("INTERNAL", "compute_failed"): ComputeFailed,
