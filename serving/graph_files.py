@@ -39,11 +39,11 @@ class GraphFiles:
             raise ConfigError(f"{self.path}: there is no {WEIGHTS} beside it", public=f"it has no {WEIGHTS}")
         return f"sha256:{hashlib.sha256(self.weights).hexdigest()}"
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """Digests of all that was read: equal where the contents are."""
-        weights = "no weights" if self.weights is None else self.weights_digest
-        return f"{hashlib.sha256(self.graph).hexdigest()} {weights}"
+        """A digest of all that was read: equal where the contents are."""
+        weights = b"" if self.weights is None else self.weights_digest.encode()
+        return hashlib.sha256(weights + self.graph).hexdigest()
 
     def graph_digest(self) -> str:
         """What a certificate calls this graph. Raises ConfigError if it is damaged."""

@@ -7,7 +7,7 @@ on the caller's thread; the loop only takes the finished lane over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from serving.repository import Artifact, find_artifacts
 
 _NAMED = 5  # artifacts that a refusal to start names
 _NOT_LOADED = "not loaded"
+_OTHER_CONTENT = "its files have changed since the other workers loaded it; load it again, in all of them"
 
 Load = Callable[[Artifact, GraphFiles], Lane]  # raises ConfigError
 
@@ -40,15 +41,19 @@ class Entry:
     served: bool = False
 
 
-def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load) -> None:
+def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load, *, like: Mapping[str, str] | None = None) -> None:
     """Serve what can be served; the other versions are skipped, loud in the log and noted in `lanes`.
 
-    Raises ConfigError if there is nothing that can be.
+    `like`: what other workers serve, and the digest of its content; then just that is served, or skipped where it has
+    changed. Raises ConfigError if there is nothing that can be.
     """
     problems: list[tuple[Artifact, ConfigError]] = []
     for artifact in artifacts:
+        key = f"{artifact.name}/{artifact.version}"
+        if like is not None and key not in like:
+            continue
         try:
-            lanes.add(load(artifact, GraphFiles.read(artifact.graph)))
+            lanes.add(load(artifact, _read(artifact, None if like is None else like[key])))
         except ConfigError as error:
             problems.append((artifact, error))
     if problems and not list(lanes):
@@ -59,6 +64,13 @@ def load_all(artifacts: Iterable[Artifact], lanes: Lanes, load: Load) -> None:
         name, version = artifact.name, artifact.version
         lanes.note(name, version, problem.public)
         log.error("version skipped: it can't be served", model=name, version=version, error=str(problem))
+
+
+def _read(artifact: Artifact, identity: str | None) -> GraphFiles:
+    files = GraphFiles.read(artifact.graph)
+    if identity not in (None, files.identity):
+        raise ConfigError(f"{artifact.path}: {_OTHER_CONTENT}", public=_OTHER_CONTENT)
+    return files
 
 
 class Models:
@@ -87,6 +99,10 @@ class Models:
         for key in keys:
             entries.setdefault(key, Entry(*key, ready=False, reason=broken.get(key, _NOT_LOADED)))
         return [entries[key] for key in sorted(entries)]
+
+    def identities(self) -> dict[str, str]:
+        """What is served, by NAME/VERSION, and the digest of its content."""
+        return {f"{lane.name}/{lane.version}": lane.identity for lane in self._lanes}
 
     def served(self, name: str) -> list[int]:
         """A model's versions that are served, the lowest first."""

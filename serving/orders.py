@@ -6,8 +6,8 @@ Owns the words and their form on a socket. Knows no model: the supervisor import
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from serving.errors import InvalidInput, Refusal, Unavailable, UnknownModel
@@ -52,39 +52,6 @@ class Outcome:
     changes: tuple[Change, ...] = ()
     refusal: str = ""  # why nothing was done
     unknown: bool = False  # it was refused because there is no such model
-
-
-@dataclass(slots=True)
-class Held:
-    """What the operator has unloaded, so that a worker that starts later doesn't serve it either."""
-
-    _models: dict[str, tuple[bool, frozenset[int]]] = field(default_factory=dict)  # served but for these, or only these
-
-    def apply(self, order: Order) -> None:
-        """Note an order that was carried out."""
-        loading = order.verb == LOAD
-        if not order.version:
-            self._models[order.model] = (loading, frozenset())
-        else:
-            served, others = self._models.get(order.model, (True, frozenset()))
-            one = {order.version}
-            self._models[order.model] = (served, others - one if loading == served else others | one)
-        if self._models[order.model] == (True, frozenset()):
-            del self._models[order.model]
-
-    def serves(self, model: str, version: int) -> bool:
-        """Whether that one is to be served."""
-        served, others = self._models.get(model, (True, frozenset()))
-        return served != (version in others)
-
-    def to_plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {model: [served, sorted(others)] for model, (served, others) in self._models.items()}
-
-    @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> Held:
-        """What to_plain() gave."""
-        return Held({model: (bool(served), frozenset(others)) for model, (served, others) in plain.items()})
 
 
 def encode(**message: Any) -> bytes:

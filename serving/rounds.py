@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from serving.orders import LATER, Change, Held, Order, Outcome, shortened
+from serving.orders import FAILED, LATER, Change, Order, Outcome, shortened
 
 ROUND_SECONDS = 600.0  # that workers may take to carry out one order
 
@@ -39,7 +39,7 @@ class Rounds:
 
     def __init__(self, workers: int, send: Callable[[int, dict[str, Any]], bool]) -> None:
         """`send` gives a message to a worker, and says whether it took it."""
-        self.held = Held()
+        self.serves: dict[str, str] | None = None  # what the workers serve, by NAME/VERSION, and its content's digest
         self._send = send
         self._ready: set[int] = set()
         self._missed: list[list[Order]] = [[] for _ in range(workers)]
@@ -58,8 +58,15 @@ class Rounds:
         if len(self._queue) == 1:
             self._begin(now)
 
-    def answer(self, worker: int, number: int, outcome: Outcome, now: float) -> None:
-        """A worker has carried out an order."""
+    def hello(self, serves: dict[str, str]) -> None:
+        """A worker has loaded this: the first one's word holds for those that are started later."""
+        if self.serves is None:
+            self.serves = serves
+
+    def answer(self, worker: int, number: int, outcome: Outcome, serves: dict[str, str] | None, now: float) -> None:
+        """A worker has carried out an order, and serves this now."""
+        if serves is not None and not outcome.refusal and all(one.done != FAILED for one in outcome.changes):
+            self.serves = serves
         if self._queue and self._queue[0].number == number and worker in self._queue[0].waits_for:
             self._settle(worker, outcome, now)
 
@@ -108,8 +115,6 @@ class Rounds:
 
     def _end(self) -> None:
         done = self._queue.popleft()
-        if any(not outcome.refusal for outcome in done.outcomes.values()):
-            self.held.apply(done.order)
         of = len(done.outcomes)
         outcomes = [(worker, shortened(done.outcomes[worker], of=of)) for worker in sorted(done.outcomes)]
         self._send(done.asker, {"reply": done.ask, "outcomes": outcomes})

@@ -37,7 +37,6 @@ from serving.oip.admin_service import OpenInferenceAdmin, open_inference_methods
 from serving.oip.described import described_files
 from serving.oip.desk import Desk
 from serving.one_thread import OneThread
-from serving.orders import Held
 from serving.port import cannot_listen
 from serving.reflection import add_reflection
 from serving.repository import Artifact, check_proof, find_artifacts
@@ -79,9 +78,7 @@ class Server:
         self._config = config
         self._clock = clock
         self._workers = workers
-        held = Held() if workers is None else workers.held
-        found = find_artifacts(config.model_repository)
-        artifacts = [one for one in found if held.serves(one.name, one.version)]
+        artifacts = find_artifacts(config.model_repository)
         stats = ServerStats()
         self._server = grpc.server(
             ThreadPoolExecutor(_PUBLIC_THREADS, "public"),
@@ -91,7 +88,8 @@ class Server:
         self.address = "" if config.share_port else _bind(self._server, config.listen)  # a port that is taken: at once
         thread = OneThread("loop")  # a GPU's engine is run by the thread that made it
         self.lanes = Lanes()
-        thread.call(lambda: load_all(artifacts, self.lanes, self._load))
+        like = None if workers is None else workers.serves
+        thread.call(lambda: load_all(artifacts, self.lanes, self._load, like=like))
         self.front = Front(self.lanes, config.limits, stats, clock)
         self.health = Health(self.lanes)
         add_reflection(self._server, (SERVICE, HEALTH), described_files())

@@ -185,7 +185,7 @@ class Supervisor:
     def _start(self, worker: _Worker) -> None:
         ours, theirs = lifeline.pair()
         worker.orders, orders = lifeline.pair()
-        self._send(worker.number, {"held": self._rounds.held.to_plain()})
+        self._send(worker.number, {"serves": self._rounds.serves})
         command = [*self._command, "--listen", self.address, "--orders", str(orders.fileno()),
                    "--as-worker", f"{worker.number}:{theirs.fileno()}"]  # fmt: skip
         # A terminal's Ctrl-C goes to every process: with SIGINT blocked, as it then is for the worker's whole life, it
@@ -234,8 +234,10 @@ class Supervisor:
         message, now = decode(data), self._clock()
         if "ask" in message:
             self._rounds.ask(worker.number, message["ask"], message["order"], now)
+        elif "outcome" in message:
+            self._rounds.answer(worker.number, message["round"], message["outcome"], message["serves"], now)
         else:
-            self._rounds.answer(worker.number, message["round"], message["outcome"], now)
+            self._rounds.hello(message["serves"])
 
     def _send(self, number: int, message: dict[str, Any]) -> bool:
         """Send a worker a message on orders; whether it was taken. Never waits."""

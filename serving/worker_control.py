@@ -19,7 +19,6 @@ from serving.orders import (
     LONGEST,
     UNLOAD,
     Change,
-    Held,
     Order,
     Outcome,
     decode,
@@ -50,23 +49,31 @@ class Control(Protocol):
         """Raise the Refusal of an order that would be refused whatever there is."""
 
 
+class Here(Control, Protocol):
+    """The same in one process."""
+
+    def identities(self) -> dict[str, str]:
+        """What is served, by NAME/VERSION, and the digest of its content."""
+
+
 class WorkerControl:
     """Orders to all workers, by way of the supervisor."""
 
     def __init__(self, descriptor: int) -> None:
-        """Waits for the supervisor's first words: what this worker isn't to serve."""
+        """Waits for the supervisor's first words: what the other workers serve, so that this one does the same."""
         self._end = socket.socket(fileno=descriptor)
         self._asks = itertools.count(1)
         self._waiting: dict[int, Replies] = {}
         self._orders: queue.SimpleQueue[tuple[Order, int]] = queue.SimpleQueue()
         data = self._end.recv(LONGEST)
-        self.held = Held.from_plain(decode(data)["held"]) if data else Held()
-        self._here: Control | None = None
+        self.serves: dict[str, str] | None = decode(data)["serves"] if data else None  # None: there are no others
+        self._here: Here | None = None
         self._lost = False
 
-    def begin(self, here: Control) -> None:
+    def begin(self, here: Here) -> None:
         """Carry out orders from now on: `here` does it in this process."""
         self._here = here
+        self._tell(serves=here.identities())
         threading.Thread(target=self._listen, name="control", daemon=True).start()
         threading.Thread(target=self._carry_out, name="orders", daemon=True).start()
 
@@ -129,7 +136,9 @@ class WorkerControl:
                 outcome = Outcome(tuple(work(order.model, order.version)))
             except Refusal as refusal:
                 outcome = outcome_of(refusal)
-            self._tell(round=number, outcome=shortened(outcome))
+            outcome = shortened(outcome)
+            if not self._tell(round=number, outcome=outcome, serves=self._here.identities()):
+                self._tell(round=number, outcome=outcome, serves=None)  # so many that they fit no message
 
     def _tell(self, **message: Any) -> bool:
         with contextlib.suppress(OSError):

@@ -28,10 +28,14 @@ from serving.config import Batching, Limits, ServerConfig
 from serving.engine import Engine
 from serving.errors import ConfigError, UnknownModel
 from serving.front import OPEN_INFERENCE
+from serving.graph_files import GraphFiles
+from serving.lane import Lane, Lanes
 from serving.metrics import Scrape
+from serving.models import load_all
 from serving.oip.infer_service import STREAM_INFER
 from serving.oip.v1 import inference_pb2 as pb
 from serving.orders import Change
+from serving.repository import Artifact, find_artifacts
 from serving.server import Server
 from tests.serving.client import SECONDS, RawCall, StreamCall
 from tests.serving.oip.calls import parameter
@@ -520,6 +524,32 @@ def test_where_nothing_can_be_served_nothing_starts(repository: Path) -> None:
         garbage(repository / name / "1")
     with pytest.raises(ConfigError, match=r"tokens/1/resident\.onnx: ONNX.*; .*vectors/1/resident\.onnx: ONNX"):
         start(repository)
+
+
+def test_a_worker_that_comes_later_serves_what_the_others_do(repository: Path, artifacts: Path) -> None:
+    """Not what was put there since, and nothing whose content has changed: that is skipped, with the reason."""
+    found, lanes = find_artifacts(repository), Lanes()
+
+    def lane(artifact: Artifact, files: GraphFiles) -> Lane:
+        engine = Engine(files, rows=4, max_batch=1, slice_steps=2, max_run_steps=2, threads=1)
+        sizes: Any = {"limits": LIMITS, "batching": Batching(1, 2)}
+        return Lane(artifact.name, artifact.version, engine, clock=lambda: 0.0, identity=files.identity, **sizes)
+
+    load_all(found, lanes, lane)
+    like = {f"{one.name}/{one.version}": one.identity for one in lanes}
+    assert sorted(like) == ["tokens/1", "vectors/1"]
+    shutil.copytree(artifacts / "vectors" / "2", repository / "vectors" / "2")
+    later = Lanes()
+    load_all(find_artifacts(repository), later, lane, like=like)
+    assert {f"{one.name}/{one.version}" for one in later} == set(like)
+    replace(repository, artifacts / "vectors" / "2")
+    changed = Lanes()
+    load_all(find_artifacts(repository), changed, lane, like=like)
+    assert [one.name for one in changed] == ["tokens"]
+    assert "have changed since the other workers loaded it" in changed.broken["vectors", 1]
+    nothing_at_all = Lanes()
+    load_all(find_artifacts(repository), nothing_at_all, lane, like={})
+    assert not list(nothing_at_all)
 
 
 def use(channel: grpc.Channel, how: str) -> None:

@@ -1,8 +1,6 @@
-"""Orders as values: what they hold back, how they travel, and how several outcomes become one answer."""
+"""Orders as values: how they travel, and how several outcomes become one answer."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 
@@ -15,7 +13,6 @@ from serving.orders import (
     UNCHANGED,
     UNLOAD,
     Change,
-    Held,
     Order,
     Outcome,
     decode,
@@ -24,20 +21,6 @@ from serving.orders import (
     refuse_failures,
     shortened,
 )
-
-
-def test_what_is_held_back_is_what_a_plain_list_would_say() -> None:
-    """After any three orders, a worker that starts serves what those that carried them out serve."""
-    orders = [Order(verb, "m", version) for verb in (LOAD, UNLOAD) for version in (0, 1, 2)]
-    for given in itertools.product(orders, repeat=3):
-        held, served = Held(), {1, 2, 3}
-        for order in given:
-            held.apply(order)
-            what = {order.version} if order.version else {1, 2, 3}
-            served = served | what if order.verb == LOAD else served - what
-        again = Held.from_plain(decode(encode(held=held.to_plain()))["held"])
-        assert {version for version in (1, 2, 3) if again.serves("m", version)} == served
-        assert again.serves("other", 1)
 
 
 def test_messages_come_out_as_they_went_in() -> None:

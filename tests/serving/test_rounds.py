@@ -47,9 +47,9 @@ def test_every_worker_is_told_and_the_asker_hears_of_all() -> None:
     post = Post()
     post.rounds.ask(1, 7, LOAD_M, 0.0)
     assert post.orders() == [(0, LOAD_M, 1), (1, LOAD_M, 1)]
-    post.rounds.answer(0, 1, DONE, 0.0)
+    post.rounds.answer(0, 1, DONE, None, 0.0)
     assert not post.replies()
-    post.rounds.answer(1, 1, DONE, 0.0)
+    post.rounds.answer(1, 1, DONE, None, 0.0)
     assert post.replies() == [(1, 7, [(0, DONE), (1, DONE)])]
 
 
@@ -59,10 +59,10 @@ def test_orders_go_one_after_the_other_in_all_workers() -> None:
     post.rounds.ask(0, 1, LOAD_M, 0.0)
     post.rounds.ask(1, 1, UNLOAD_M, 0.0)
     assert {order for _, order, _ in post.orders()} == {LOAD_M}
-    post.rounds.answer(0, 1, DONE, 0.0)
-    post.rounds.answer(0, 2, DONE, 0.0)  # of an order it wasn't given
+    post.rounds.answer(0, 1, DONE, None, 0.0)
+    post.rounds.answer(0, 2, DONE, None, 0.0)  # of an order it wasn't given
     assert not post.orders()
-    post.rounds.answer(1, 1, DONE, 0.0)
+    post.rounds.answer(1, 1, DONE, None, 0.0)
     assert post.orders() == [(0, UNLOAD_M, 2), (1, UNLOAD_M, 2)]
 
 
@@ -72,10 +72,9 @@ def test_a_worker_that_starts_catches_up() -> None:
     post.rounds.ask(0, 1, UNLOAD_M, 0.0)
     assert [worker for worker, _, _ in post.orders()] == [0, 1]
     for worker in (0, 1):
-        post.rounds.answer(worker, 1, DONE, 0.0)
+        post.rounds.answer(worker, 1, DONE, None, 0.0)
     ((_, _, outcomes),) = post.replies()
     assert [change.done for change in joined(UNLOAD_M, outcomes)] == [LOADED, LOADED, LATER]
-    assert not post.rounds.held.serves("m", 1)
     post.rounds.ready(2)
     assert post.orders() == [(2, UNLOAD_M, 0)]
     post.rounds.ready(2)
@@ -87,7 +86,7 @@ def test_a_worker_that_dies_or_takes_too_long_is_told_of() -> None:
     post = Post(3, ready=(0, 1, 2))
     post.rounds.ask(0, 1, LOAD_M, 10.0)
     post.orders()
-    post.rounds.answer(0, 1, DONE, 10.0)
+    post.rounds.answer(0, 1, DONE, None, 10.0)
     post.rounds.gone(1, 11.0)
     assert post.rounds.due == 10.0 + ROUND_SECONDS
     post.rounds.expire(post.rounds.due - 1.0)
@@ -103,14 +102,20 @@ def test_a_worker_that_dies_or_takes_too_long_is_told_of() -> None:
     assert post.rounds.due == float("inf")
 
 
-def test_what_nobody_did_holds_nothing_back() -> None:
-    """An order that every worker refuses is forgotten."""
+def test_what_workers_serve_is_what_a_new_one_is_told() -> None:
+    """The first one's word holds at the start, then that of those that carry out orders; a failure's doesn't."""
     post = Post()
-    post.rounds.ask(0, 1, Order(UNLOAD, "nope"), 0.0)
+    for content in ("a", "b"):
+        post.rounds.hello({"m/1": content})
+    assert dict(post.rounds.serves or {}) == {"m/1": "a"}
+    post.rounds.ask(0, 1, LOAD_M, 0.0)
+    post.rounds.answer(0, 1, DONE, {"m/1": "c"}, 0.0)
+    post.rounds.answer(1, 1, Outcome((Change(1, FAILED, "no memory"),)), {"m/1": "a"}, 0.0)
+    assert post.rounds.serves == {"m/1": "c"}
+    post.rounds.ask(0, 2, UNLOAD_M, 0.0)
     for worker in (0, 1):
-        post.rounds.answer(worker, 1, Outcome(refusal="it isn't served", unknown=True), 0.0)
-    assert post.rounds.held.serves("nope", 1)
-    assert len(post.replies()) == 1
+        post.rounds.answer(worker, 2, DONE, {}, 0.0)
+    assert post.rounds.serves == {}
 
 
 @pytest.mark.parametrize("full", [{0}, {0, 1}])
@@ -119,7 +124,7 @@ def test_a_worker_whose_socket_is_full_is_told_later(full: set[int]) -> None:
     post = Post()
     post.full = full
     post.rounds.ask(0, 1, LOAD_M, 0.0)
-    post.rounds.answer(1, 1, DONE, 0.0)
+    post.rounds.answer(1, 1, DONE, None, 0.0)
     assert post.rounds.due == float("inf")
     post.full = set()
     post.rounds.ready(0)
