@@ -17,7 +17,7 @@ from export import artifact, module, module_command, pipeline, triton_command, w
 from export.checks import StructureError
 from export.module_calls import ModuleError
 from export.precision import Precision
-from export.report import cost, findings, parity_table, percent
+from export.report import condensed, cost, findings, parity_table, percent
 from export.resident import ResidentError
 from export.row_parts import HELP, WHOLE_ROWS, row_parts
 from export.theirs import WrapError
@@ -125,8 +125,10 @@ def _export(arguments: list[str], console: Console) -> None:
     options = _export_parser().parse_args(arguments)
     final = artifact.target(options.out, options.name, options.version)
     checkpoint = load_any(options.checkpoint, Picked(options.prefix, options.encoder, options.head))
+    for remark in checkpoint.remarks:
+        _say(f"note: {remark}")
     if checkpoint.ignored:
-        console.print(f"left out, of other modules: {', '.join(checkpoint.ignored)}", markup=False)
+        console.print(f"left out, of other modules: {condensed(checkpoint.ignored)}", markup=False)
     if options.nonlinearity is not None and getattr(checkpoint, "kind", "LSTM") != "RNN":
         raise CheckpointError(
             f"--nonlinearity {options.nonlinearity}: only a plain RNN has one to choose, and {options.checkpoint} holds"

@@ -84,7 +84,7 @@ def _run(path: Path) -> ModuleType:
 
 def _fill(module: nn.Module, path: Path, prefix: str | None) -> tuple[str, ...]:
     """Load the weights; the keys that the prefix left out."""
-    weights, _ = read_weights(path)
+    weights, _ = read_weights(path, prefix)
     start = "" if prefix is None else prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     chosen = {key.removeprefix(start): value for key, value in weights.items() if str(key).startswith(start)}
     wanted = module.state_dict()

@@ -11,6 +11,7 @@ from export.precision import Precision
 from model.contract import ParityRecord
 
 CAPTION = "as a multiple of PyTorch's own error in float32, or of what roundings alone make, where that is more"
+FEW = 6
 LEAST_SHARE = 1e-5  # below which nobody wants digits
 REDUCED = (
     "ONNX: as a multiple of what the same roundings make when emulated in float64; nn.LSTM: of what float32 makes;"
@@ -106,6 +107,18 @@ def findings(invariances: Mapping[str, bool], controls: Mapping[str, float]) -> 
     if differing:
         same += f"; NOT whatever the {_listed(differing)}"
     return f"{same}\n{caught}" + (f"; not seen in this model: {', '.join(unseen)}" if unseen else "")
+
+
+def condensed(keys: Iterable[str]) -> str:
+    """Keys; where they are many, by the module that they are of, with how many each has: `model.fc (2), scale`."""
+    keys = list(keys)
+    if len(keys) <= FEW:
+        return _listed(keys)
+    modules: dict[str, int] = {}
+    for key in keys:
+        module = key.rpartition(".")[0] or key
+        modules[module] = modules.get(module, 0) + 1
+    return _listed([name if count == 1 else f"{name} ({count})" for name, count in modules.items()])
 
 
 def _listed(names: list[str]) -> str:

@@ -9,25 +9,25 @@ import errno
 import glob
 import json
 import os
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import interruption
+from model import interruption, pickles
+from model.file_formats import FormatError, recognize
 from model.lstm import LSTM, Spec
-from model.weights import WeightsError, check_finite, kind_of, normalize, select
+from model.reparametrized import Resolved, resolve
+from model.weight_sets import choose
+from model.weights import WeightsError, check_finite, kind_of, listed, normalize, select
 
 SPEC_KEY = "cellstream.spec"
 NOTES_KEY = "cellstream.notes"
-SAFETENSORS = (".safetensors",)
-PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class CheckpointError(ValueError):
@@ -41,6 +41,7 @@ class Checkpoint:
     module: LSTM
     notes: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()  # keys of the file that belong to other modules
+    remarks: tuple[str, ...] = ()  # what was left out beside the weights, and how some were made
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Others:
     kind: str
     weights: Mapping[str, Tensor]
     ignored: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def save(module: LSTM, path: Path, *, notes: Mapping[str, str] | None = None) -> None:
@@ -119,32 +121,82 @@ def load(path: Path, picked: Picked = EVERYTHING) -> Checkpoint:
 
 def load_any(path: Path, picked: Picked = EVERYTHING) -> Checkpoint | Others:
     """The same, or the weights of a GRU or a plain RNN."""
-    weights, metadata = read_weights(path)
+    found = _read(path, picked.prefix)
+    metadata = found.metadata
     try:
-        selection = select(weights, prefix=picked.prefix, encoder=picked.encoder, head=picked.head)
+        resolved = resolve(found.weights)
+        selection = select(resolved.weights, prefix=picked.prefix, encoder=picked.encoder, head=picked.head)
         normal = normalize(selection.weights)
+        remarks = (*_beside(found.beside), *_made(resolved, selection.ignored), *_rounded(normal))
         if (kind := kind_of(normal)) != "LSTM":
             check_finite(normal)
-            return Others(kind, {name: value.float() for name, value in normal.items()}, selection.ignored)
+            return Others(kind, {name: value.float() for name, value in normal.items()}, selection.ignored, remarks)
         spec = Spec.from_json(metadata[SPEC_KEY]) if SPEC_KEY in metadata else None
         module = LSTM.from_state_dict(selection.weights, spec)
-        return Checkpoint(module, _notes(metadata.get(NOTES_KEY, "{}"), path), selection.ignored)
+        return Checkpoint(module, _notes(metadata.get(NOTES_KEY, "{}"), path), selection.ignored, remarks)
     except WeightsError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except (RuntimeError, NotImplementedError, MemoryError) as error:  # sparse tensors, sizes beyond all memory
+        raise CheckpointError(f"{path}: {_as_typed(str(error), picked)}") from error
+    except (RuntimeError, NotImplementedError, MemoryError) as error:  # sizes beyond all memory
         raise CheckpointError(f"{path}: PyTorch can't build an LSTM of these weights and sizes") from error
 
 
-def read_weights(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """A file's state dict, whatever module it is of, and its metadata; raises CheckpointError naming the file."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "doesn't exist"
-        raise CheckpointError(f"{path} {what}: give a .safetensors, .pt or .pth file")
-    if path.suffix in SAFETENSORS:
-        return _read_safetensors(path)
-    if path.suffix in PICKLED:
-        return _load_pickled(path), {}
-    raise CheckpointError(f"{path}: {path.suffix or 'no suffix'} is none of {', '.join(SAFETENSORS + PICKLED)}")
+def _as_typed(text: str, picked: Picked) -> str:
+    """A refusal in the names that the user typed, instead of ours."""
+    for option, name in (("head", picked.head), ("encoder", picked.encoder)):
+        if name is not None:
+            text = re.sub(rf"(?<![\w.]){option}\.(?=weight|bias)", f"{name.removesuffix('.')}.", text)
+    return text
+
+
+def _made(resolved: Resolved, ignored: tuple[str, ...]) -> tuple[str, ...]:
+    """How weights in use were made that the file doesn't have as such."""
+    return tuple(f"{name} is {how}" for name, how in resolved.made.items() if name not in ignored)
+
+
+def _beside(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (f"left out, beside the weights: {listed(names)}",) if names else ()
+
+
+def _rounded(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What the conversion to float32 does to the weights' own dtype."""
+    strange = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()} - {"float32"})
+    return tuple(
+        f"weights of {dtype} are {'rounded to' if dtype == 'float64' else 'taken as'} float32" for dtype in strange
+    )
+
+
+class _File(NamedTuple):
+    """A file's state dict, its metadata, and the names of what lies beside the weights."""
+
+    weights: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    beside: tuple[str, ...] = ()
+
+
+def read_weights(path: Path, prefix: str | None = None) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """A file's state dict, whatever module it is of, and its metadata; raises CheckpointError naming the file.
+
+    Where the file holds several, `prefix` begins with the name of one.
+    """
+    found = _read(path, prefix)
+    return found.weights, found.metadata
+
+
+def _read(path: Path, prefix: str | None) -> _File:
+    try:
+        if recognize(path) == "safetensors":
+            return _File(*_read_safetensors(path))
+        found = choose(pickles.read(path), prefix)
+    except FormatError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    except (WeightsError, pickles.PickleError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
+    strange = [key for key in found.weights if not isinstance(key, str)]
+    if strange:
+        raise CheckpointError(f"{path}: a state dict's keys are names, and here are {listed(map(repr, strange))}")
+    return _File(found.weights, {}, found.beside)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -152,7 +204,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); copy it again, or save it again") from error
 
 
 def _notes(text: str, path: Path) -> dict[str, str]:
@@ -163,31 +215,3 @@ def _notes(text: str, path: Path) -> dict[str, str]:
     if not isinstance(notes, dict):
         raise CheckpointError(f"{path}: damaged notes ({text[:40]!r})")
     return {str(name): str(value) for name, value in notes.items()}
-
-
-def _load_pickled(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        # torch's own text is long, in colours, and advises to load with code running: it stays in the cause.
-        raise CheckpointError(
-            f"{path}: not a state dict that loads without running code (damaged, or it holds other objects than"
-            " tensors); save it with torch.save(module.state_dict(), path)"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    return _weights_within(content, path)
-
-
-def _weights_within(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The state dict that a training script saved among other things (epoch, optimizer, …), or `content` itself."""
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return content
-    inner = [name for name, value in content.items() if _holds_tensors(value)]
-    if len(inner) > 1:
-        raise CheckpointError(f"{path}: holds several sets of weights ({', '.join(map(str, inner))}); save just one")
-    return content[inner[0]] if inner else content
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())

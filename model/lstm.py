@@ -220,6 +220,11 @@ def infer_spec(weights: Mapping[str, Tensor]) -> Spec:
     if encoder is not None and encoder.ndim == 2:
         if "encoder.bias" in weights:
             spec = replace(spec, input_size=encoder.shape[1], encoder_size=encoder.shape[0])
+        elif encoder.shape[0] == encoder.shape[1]:
+            raise WeightsError(
+                f"encoder.weight has shape {tuple(encoder.shape)} and no bias: it may be an embedding's or a linear"
+                " map's; `python -m export module FILE.py:CLASS` takes the module that says which"
+            )
         else:
             spec = replace(spec, input_size=None, vocabulary=encoder.shape[0], encoder_size=encoder.shape[1])
     return spec if head is None else replace(spec, output_size=head.shape[0])

@@ -52,6 +52,11 @@ def _encoder(weights: Mapping[str, Tensor]) -> nn.Module | None:
     weight = weights.get("encoder.weight")
     if weight is None or weight.ndim != 2 or "encoder.bias" in weights:
         return _linear(weights, "encoder")
+    if weight.shape[0] == weight.shape[1]:
+        raise WeightsError(
+            f"encoder.weight has shape {tuple(weight.shape)} and no bias: it may be an embedding's or a linear map's;"
+            " `python -m export module FILE.py:CLASS` takes the module that says which"
+        )
     return nn.Embedding(weight.shape[0], weight.shape[1])
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.reparametrized import unknown
+
 CORE = "lstm."
 GATES = 4
 _LAYER_KEY = re.compile(
@@ -60,29 +62,105 @@ def select(
     rest = dict(state_dict)
     for option, name, ours in (("encoder", encoder, "encoder."), ("head", head, "head.")):
         if name is not None:
-            found = {key: rest.pop(key) for key in list(rest) if key.startswith(_dotted(name))}
-            if not found:
-                raise WeightsError(f"--{option} {name}: no such keys among {_listed(state_dict)}")
-            weights |= {ours + key.removeprefix(_dotted(name)): value for key, value in found.items()}
+            found = {key: rest.pop(key) for key in list(rest) if key.startswith(dotted(name))}
+            _check_linear(option, name, found, state_dict)
+            weights |= {ours + key.removeprefix(dotted(name)): value for key, value in found.items()}
     weight = weights.get("head.weight")
     if isinstance(weight, Tensor) and weight.ndim and "head.bias" not in weights:
         weights["head.bias"] = weight.new_zeros(weight.shape[0])  # the same function
     if prefix is None:
         return Selection(weights | rest, ())
-    within = {key.removeprefix(_dotted(prefix)): key for key in rest if key.startswith(_dotted(prefix))}
+    within = {key.removeprefix(dotted(prefix)): key for key in rest if key.startswith(dotted(prefix))}
     layers = [key for key in within if _LAYER_KEY.match(key) or _CELL_KEY.match(key)]
     if not layers:
-        raise WeightsError(
-            f"--prefix {prefix}: no recurrent layer there; {_found_layers(state_dict) or 'nor anywhere else'}"
-        )
+        raise WeightsError(f"--prefix {prefix}: {_no_layer(list(within.values()), state_dict)}")
     bare = any("." not in key for key in layers)
     taken = [key for key in layers if "." not in key or not bare]
     taken += [key for key in within if key.startswith(("encoder.", "head.")) and key not in taken and not bare]
     weights |= {key: rest.pop(within[key]) for key in taken if key not in weights}
+    for key in layers:
+        match = _LAYER_KEY.match(key) or _CELL_KEY.match(key)
+        if match is not None and key in taken:
+            _refuse_siblings(dotted(prefix) + match["prefix"], rest)
+    _refuse_unaveraged(dotted(prefix), rest)
     return Selection(weights, tuple(rest))
 
 
-def _dotted(name: str) -> str:
+def _refuse_siblings(own: str, rest: Mapping[str, Any]) -> None:
+    """Raise WeightsError for keys within the layer's prefix that aren't its weights: they may change its answers."""
+    siblings = [key for key in rest if key.startswith(own)]
+    if siblings:
+        raise WeightsError(_beside(siblings, f"the layer {own.removesuffix('.')}" if own else "the layer"))
+
+
+def _refuse_unaveraged(prefix: str, rest: Mapping[str, Any]) -> None:
+    """Raise WeightsError for a layer of an AveragedModel into which nothing was averaged."""
+    for key, count in rest.items():
+        owner, found, last = key.rpartition("n_averaged")
+        if found and not last and prefix.startswith(f"{owner}module.") and not bool(torch.as_tensor(count).any()):
+            raise WeightsError(
+                f"{key} is 0: nothing was averaged into this AveragedModel, whose weights are still those it was made"
+                " with; save the model's own"
+            )
+
+
+def _beside(keys: list[str], where: str) -> str:
+    """The refusal of keys that lie beside a layer's weights, by what they are if their names tell."""
+    for key in keys:
+        if (what := unknown(key)) is not None:
+            return f"{key}, beside {where}, is {what}"
+    return (
+        f"{listed(keys)} beside the weights of {where}: an nn.LSTM, nn.GRU or nn.RNN has no such weights, so these"
+        " belong to a module of another kind, which `python -m export module FILE.py:CLASS` takes"
+    )
+
+
+def _check_linear(option: str, name: str, found: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless the keys under an option's name are one layer's weight and bias."""
+    names = {key.removeprefix(dotted(name)) for key in found}
+    if "weight" in names and names <= {"weight", "bias"}:
+        return
+    strange = [key for key in found if key.removeprefix(dotted(name)) not in ("weight", "bias")]
+    for key in strange:
+        if (what := unknown(key)) is not None:
+            raise WeightsError(f"--{option} {name}: {key} is {what}")
+    linear = [layer for layer in _linear_layers(state_dict) if not found or layer.startswith(dotted(name))]
+    if not found:
+        there = f"; there are {listed(f'--{option} {layer}' for layer in linear)}" if linear else ""
+        raise WeightsError(f"--{option} {name}: no such keys among {listed(state_dict)}{there}")
+    if linear:
+        raise WeightsError(
+            f"--{option} {name} is more than one layer ({listed(strange)}), and an activation in it would have no"
+            f" weights to show: if it is a linear layer alone, say --{option} {linear[-1]}; otherwise `python -m export"
+            " module FILE.py:CLASS` takes the whole module"
+        )
+    linear = _linear_layers(state_dict)
+    there = f"; there are {listed(f'--{option} {layer}' for layer in linear)}" if linear else ""
+    raise WeightsError(f"--{option} {name}: no linear layer there, but {listed(found)}{there}")
+
+
+def _linear_layers(state_dict: Mapping[str, Any]) -> list[str]:
+    """Names of layers that have a matrix `weight`, and at most a `bias` beside it."""
+    keys = [key for key, value in state_dict.items() if key.endswith(".weight") and getattr(value, "ndim", 0) == 2]
+    names = [key.removesuffix(".weight") for key in keys]
+    return [
+        name
+        for name in names
+        if {key for key in state_dict if key.startswith(dotted(name))} <= {f"{name}.weight", f"{name}.bias"}
+    ]
+
+
+def _no_layer(within: list[str], state_dict: Mapping[str, Any]) -> str:
+    """Why a prefix has no recurrent layer, and which prefixes have one."""
+    for key in within:
+        if (what := unknown(key)) is not None:
+            return f"{key} is {what}"
+    instead = f", but {listed(within)}" if within else ""
+    return f"no recurrent layer there{instead}; {_found_layers(state_dict) or 'nor is one anywhere else'}"
+
+
+def dotted(name: str) -> str:
+    """A prefix with its dot."""
     return name if not name or name.endswith(".") else f"{name}."
 
 
@@ -90,7 +168,7 @@ def _found_layers(state_dict: Mapping[str, Any]) -> str:
     """Where recurrent layers are, as options that pick them."""
     matches = [match for name in state_dict if (match := _LAYER_KEY.match(name) or _CELL_KEY.match(name))]
     prefixes = sorted({match["prefix"] for match in matches})
-    return "there are " + _listed(f"--prefix {prefix}" for prefix in prefixes) if prefixes else ""
+    return "there are " + listed(f"--prefix {prefix}" for prefix in prefixes) if prefixes else ""
 
 
 def kind_of(weights: Mapping[str, Tensor]) -> str:
@@ -122,13 +200,14 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises UnsupportedLSTMError for bidirectional layers, WeightsError for anything else unexpected.
     """
-    strange = sorted(str(name) for name, value in state_dict.items() if not isinstance(value, Tensor))
-    if strange:
-        raise WeightsError(f"not tensors: {', '.join(strange)}")
+    _refuse_strange(state_dict)
     state_dict = _cells_as_layers(state_dict)
     matches = {name: match for name in state_dict if (match := _LAYER_KEY.match(name))}
     if not matches:
-        raise WeightsError(f"no weights of an LSTM (weight_ih_l0, …) among {_listed(state_dict)}")
+        for key in state_dict:
+            if (what := unknown(key)) is not None:
+                raise WeightsError(f"{key} is {what}")
+        raise WeightsError(f"no weights of an LSTM (weight_ih_l0, …) among {listed(state_dict)}")
     _refuse_unsupported(matches)
     prefixes = sorted({match["prefix"] for match in matches.values()})
     if len(prefixes) > 1:
@@ -144,22 +223,79 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         elif name.startswith(("encoder.", "head.")):
             weights[name] = value
         else:
-            unknown = [
+            strangers = [
                 other for other in state_dict if other not in matches and not other.startswith(("encoder.", "head."))
             ]
+            if any(unknown(other) for other in strangers):
+                raise WeightsError(
+                    _beside(strangers, f"the layer {prefix.removesuffix('.')}" if prefix else "the layer")
+                )
             raise WeightsError(
-                f"unknown keys {_listed(unknown)}: besides the LSTM's own, an encoder is named encoder.weight and"
+                f"unknown keys {listed(strangers)}: besides the LSTM's own, an encoder is named encoder.weight and"
                 " encoder.bias, and a head head.weight and head.bias; --encoder and --head take others' names, and"
                 f" --prefix {prefix or 'PREFIX'} leaves out what is neither"
             )
+    return _biased_encoder(weights)
+
+
+def _biased_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, with a bias of zeros for an encoder whose size says that it is a linear map without one.
+
+    A weight [E, F] without a bias is an embedding's of E tokens where a layer takes F features, a linear map's where it
+    takes E. Raises WeightsError where it could be either.
+    """
+    weight, below = weights.get("encoder.weight"), weights.get(f"{CORE}weight_ih_l0")
+    if weight is None or below is None or "encoder.bias" in weights or weight.ndim != 2 or below.ndim != 2:
+        return weights
+    rows, columns = weight.shape
+    if below.shape[1] == rows != columns:
+        return weights | {"encoder.bias": weight.new_zeros(rows)}  # the same function
+    if below.shape[1] not in (rows, columns):
+        raise WeightsError(
+            f"encoder.weight has shape {(rows, columns)}, and the layer behind it takes {below.shape[1]} features: an"
+            f" embedding for it has the shape [tokens, {below.shape[1]}], a linear map [{below.shape[1]}, features]"
+        )
     return weights
+
+
+def _refuse_strange(state_dict: Mapping[str, Any]) -> None:
+    """Raise WeightsError for what holds no plain numbers: other objects, quantised, sparse or empty tensors."""
+    for name, value in state_dict.items():
+        if isinstance(value, Tensor):
+            if (kind := _unusable(value)) is not None:
+                raise WeightsError(f"{name} is {kind}")
+        elif (what := unknown(str(name))) is not None:
+            raise WeightsError(f"{name} is {what}")
+    strange = {str(name): value for name, value in state_dict.items() if not isinstance(value, Tensor)}
+    if strange:
+        kinds = sorted({getattr(value, "what", f"a {type(value).__name__}") for value in strange.values()})
+        raise WeightsError(
+            f"not tensors: {listed(strange)} ({listed(kinds)}); save the layer's own weights with"
+            " torch.save(module.state_dict(), path)"
+        )
+
+
+def _unusable(value: Tensor) -> str | None:
+    """What kind of tensor it is, if it can't be read as numbers as it is."""
+    if value.is_quantized:
+        return (
+            f"a quantised tensor ({value.dtype}): give the state dict of the module before it was quantised;"
+            " --precision int8 makes 8-bit weights of it"
+        )
+    if value.is_meta:
+        return "a tensor on the device meta, which has no values: save the state dict of a module that has its weights"
+    if value.layout is not torch.strided:
+        return f"a tensor in the layout {value.layout}: save it with to_dense()"
+    if value.is_complex():
+        return f"a tensor of {value.dtype}, and an LSTM's weights are real"
+    return None
 
 
 def _refuse_unsupported(matches: Mapping[str, re.Match[str]]) -> None:
     reverse = [name for name, match in matches.items() if match["reverse"]]
     if reverse:
         raise UnsupportedLSTMError(
-            f"bidirectional layers ({_listed(reverse)}): they read a sequence from its end, which a stream doesn't have"
+            f"bidirectional layers ({listed(reverse)}): they read a sequence from its end, which a stream doesn't have"
         )
 
 
@@ -174,7 +310,7 @@ def core_spec(weights: Mapping[str, Tensor]) -> CoreSpec:
     ]
     if missing:
         raise WeightsError(
-            f"keys missing: {_listed(missing)} (an LSTM of {layers} layers {'with' if bias else 'without'} biases)"
+            f"keys missing: {listed(missing)} (an LSTM of {layers} layers {'with' if bias else 'without'} biases)"
         )
     w_ih, w_hh = weights[f"{CORE}weight_ih_l0"], weights[f"{CORE}weight_hh_l0"]
     if projected:
@@ -202,7 +338,7 @@ def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int
     """Raise WeightsError naming keys that are missing or unknown, or a weight whose shape isn't the expected one."""
     missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unknown:
-        parts = [f"{kind} {_listed(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names]
+        parts = [f"{kind} {listed(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names]
         raise WeightsError(f"keys {'; '.join(parts)}")
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
@@ -213,20 +349,25 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
     """Raise WeightsError naming the weights that aren't real numbers, or hold NaN or infinity once in float32."""
     bad = [name for name, value in weights.items() if not value.is_floating_point()]
     if bad:
-        raise WeightsError(f"not floating point: {_listed(bad)}")
+        dtypes = ", ".join(sorted({str(weights[name].dtype) for name in bad}))
+        raise WeightsError(
+            f"not floating point: {listed(bad)} ({dtypes}), as quantised weights are; give the state dict of the module"
+            " before it was quantised: --precision int8 makes 8-bit weights of it"
+        )
     bad = [name for name, value in weights.items() if not _is_finite(value)]
     if bad:
-        raise WeightsError(f"NaN or infinity in {_listed(bad)}")
+        raise WeightsError(f"NaN or infinity in {listed(bad)}")
 
 
 def _is_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite in float32; the extremes tell, without a copy of a large weight."""
     if not value.numel():
         return True
-    return all(bool(torch.isfinite(extreme.float())) for extreme in value.aminmax())
+    known = value if value.element_size() > 1 else value.float()  # an 8-bit float has no extremes of its own
+    return all(bool(torch.isfinite(extreme.float())) for extreme in known.aminmax())
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
     """Up to six names, for a message of one line."""
     names = list(names)
     return ", ".join(map(str, names[:6])) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "(nothing)"

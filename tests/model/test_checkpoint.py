@@ -61,7 +61,7 @@ def test_foreign_safetensors_are_a_bare_lstm(tmp_path: Path) -> None:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     """A whole pickled module isn't loaded: that would run what is in it."""
     torch.save(torch.nn.LSTM(2, 3), tmp_path / "module.pt")
-    with pytest.raises(checkpoint.CheckpointError, match=r"module\.pt.*without running code.*state_dict"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"module\.pt: holds a whole pickled module .*state_dict"):
         checkpoint.load(tmp_path / "module.pt")
 
 
@@ -88,7 +88,7 @@ def test_missing_folder_and_suffix(tmp_path: Path) -> None:
     for path, words in (
         (tmp_path / "none.pt", "doesn't exist"),
         (tmp_path, "is a folder"),
-        (tmp_path / "model.onnx", r"\.onnx is none of"),
+        (tmp_path / "model.onnx", "is an ONNX model: python -m export wrap"),
     ):
         with pytest.raises(checkpoint.CheckpointError, match=words):
             checkpoint.load(path)
