@@ -21,6 +21,7 @@ from torch import nn
 from export import artifact, checks, machine, module_faults, triton, wrap
 from export.invariance import invariances
 from export.module_calls import ModuleError
+from export.module_errors import told
 from export.module_find_plan import find_plan
 from export.module_graph import to_onnx
 from export.module_parity import STEPS, Levels
@@ -166,7 +167,7 @@ def _prove(
                 curves = {subject: errors.tolist() for subject, errors in levels.curves.items()}
             progress("parity", done, total)
     except (IndexError, RuntimeError) as error:
-        raise ParityError(f"the module fails with inputs that its contract allows ({error}): say --range") from error
+        raise ParityError(f"forward fails with inputs that its contract allows, {told(error)}: say --range") from error
     found += records
     refuse_failed(found)
     held = invariances(folder / artifact.RESIDENT, contract)

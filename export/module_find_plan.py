@@ -19,7 +19,7 @@ from torch import nn
 from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
 from export.module_find_convention import find_convention, guessed, parameters_of
-from export.module_find_states import explicit_states, fewer_streams, layer_states
+from export.module_find_states import check_carried, explicit_states, fewer_streams, layer_states
 from export.module_plan import FLOATS, Plan, Tensor, bounded
 from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe, same
 from export.module_repeats import check_repeats, explain_failure
@@ -51,10 +51,12 @@ def find_plan(
     check_repeats(module, probe, convention, first)
     caller = Caller(probe, convention, first)
     _check_numbers(caller)
+    bare = not any(tensor.timed for tensor in inputs)
     found = layer_states(caller)
+    if found and not bare:
+        check_carried(caller)
     explicit = explicit_states(caller)
     states = (*explicit, *found)
-    bare = not any(tensor.timed for tensor in inputs)
     if not states:
         raise ModuleError(
             "no state found: no recurrent layer in it, and forward takes none and gives none; a recurrence of your own"

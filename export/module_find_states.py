@@ -6,6 +6,7 @@ Owns what is tried and concluded of states.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from export.layouts import BATCH, Layout
 from export.module_calls import ModuleError, leaf_names
 from export.module_plan import State
 from export.module_probe import STREAMS, Caller, alike, moved, same
+from model.recurrent import Called
 
 
 def explicit_states(caller: Caller) -> list[State]:
@@ -31,6 +33,31 @@ def explicit_states(caller: Caller) -> list[State]:
         dtype = str(leaf.dtype).removeprefix("torch.")
         initial = _one(leaf, axes[0], f"state {name!r}")
         found.append(State(name, f"forward's {name}", dtype, layout, initial, None, place))
+    return found
+
+
+def check_carried(caller: Caller) -> None:
+    """Raise ModuleError where a loop over steps changes a layer's state between two of them.
+
+    A layer's state is carried as the layer gave it, and what happens to it outside of the layer would be lost.
+    """
+    one, two = _by_layer(caller.see().calls), _by_layer(caller.see(steps=2).calls)
+    for name, calls in two.items():
+        count = len(one.get(name, ()))
+        if len(calls) != 2 * count or (not calls[0].core.cell and calls[count].given is None):
+            continue
+        for before, after in zip(calls, calls[count:], strict=False):
+            if after.given is None or not all(map(same, before.new, after.given)):
+                raise ModuleError(
+                    f"the state of {name} is changed between two steps, outside of the layer (a reset by a mask, a"
+                    " scaling): let forward take and give it, as in forward(x, mask, h) -> (y, h)"
+                )
+
+
+def _by_layer(calls: Sequence[Called]) -> dict[str, list[Called]]:
+    found: dict[str, list[Called]] = {}
+    for call in calls:
+        found.setdefault(call.slot.partition("#")[0], []).append(call)
     return found
 
 

@@ -6,6 +6,7 @@ Owns the function that everything computes by (the graph, the truth, PyTorch's o
 from __future__ import annotations
 
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from torch import nn
 
 from export.layouts import BATCH, TIME, Layout, sized
 from export.module_calls import ModuleError
+from export.module_errors import place
 from export.module_plan import Plan
 from export.portable import OPSET
-from export.theirs import one_line
 from model.recurrent import Core, Kernel, RecurrentError, Tape, Tensors, layer_weights, replaced
 
 STREAMS, STEPS = 3, 5  # of the example that is traced: sizes that nothing else is likely to have
@@ -185,8 +186,10 @@ def _cause(error: BaseException) -> str:
             text = f"its control flow depends on values (if, while or int() of a tensor): {text}"
             break
     if any("specialized" in str(cause) or "Constraints violated" in str(cause) for cause in causes):
-        text = "its code takes a size as a number (a Python loop over time, or a view of fixed sizes)"
-    return one_line(Exception(text))[:200]
+        return "its code takes a size as a number (a Python loop over time, or a view of fixed sizes)"
+    places = (place(traceback.extract_tb(cause.__traceback__)) for cause in reversed(causes))
+    where = next(filter(None, places), "")
+    return " ".join(text.strip().splitlines()[0].split()) + f" ({where})" * bool(where)
 
 
 @contextmanager

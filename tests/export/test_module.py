@@ -174,7 +174,7 @@ def test_control_flow_on_values_cannot_be_traced(tmp_path: Path) -> None:
     """It may stream, and there is still no graph of it."""
     module, plan = planned(modules.Branching, [])
     check_streams(plan, module)
-    with pytest.raises(ModuleError, match=r"can't trace it: its control flow depends on values") as refusal:
+    with pytest.raises(ModuleError, match=r"its control flow depends on values.*\(modules.py line \d+\)") as refusal:
         to_onnx(plan, copy.deepcopy(module), tmp_path / "a.onnx")
     assert "\n" not in str(refusal.value)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from export.module import export_module
+from export.module_calls import ModuleError
 from export.module_code import first_state
 from export.module_find_plan import find_plan
 from export.module_plan import parse_input
@@ -52,3 +53,10 @@ def test_a_policy_is_proved_with_masks_of_both_values(tmp_path: Path) -> None:
     )
     assert made.contract.inputs[1].dtype == "bool"
     assert min(made.evidence.controls.values()) > 1
+
+
+def test_a_reset_between_its_own_steps_is_refused() -> None:
+    """A layer's state is carried past what a loop does to it, so the loop may do nothing."""
+    module = modules.seeded(policies.ResetInside).eval()
+    with pytest.raises(ModuleError, match=r"gru is changed between two steps.*forward\(x, mask, h\)"):
+        find_plan(module, [parse_input(text) for text in (SEQUENCE, "done=bool[batch,time]")])
