@@ -15,6 +15,7 @@ import grpc
 
 from cellstream._addresses import proxy_hint
 from cellstream.errors import REASON_KEY, CellstreamError, StreamClosed, Unavailable, error_of
+from cellstream.options import Channel
 
 _SERVICE = "/cellstream.v1.StreamInference/"
 STREAM = _SERVICE + "Stream"
@@ -68,6 +69,11 @@ def warn_dropped(what: object, address: str) -> None:
     """Say that a stream was dropped while it was open."""
     message = f"a {type(what).__name__} of {address} was dropped while it was open; use `with`, or call its close()"
     warnings.warn(message, ResourceWarning, stacklevel=3, source=what)
+
+
+def plain_channel(address: str) -> grpc.Channel:
+    """A plaintext connection for a command line."""
+    return grpc.insecure_channel(address, Channel().arguments(address))
 
 
 def until(timeout: float | None) -> float | None:

@@ -77,8 +77,9 @@ class Signature:
         With `streams` every input has a leading axis of that length K more, and the request has all K rows' steps
         one after the other: T is K times what each row has.
         """
-        arrays = [_checked(slot, value) for slot, value in zip(self.inputs, self._in_order(values), strict=True)]
         lead = 0 if streams is None else 1
+        given = zip(self.inputs, self._in_order(values), strict=True)
+        arrays = [_checked(slot, value, lead) for slot, value in given]
         first, shape = self.inputs[0], arrays[0].shape
         forms = {self._form(slot, array, lead) for slot, array in zip(self.inputs, arrays, strict=True)}
         if len(forms) > 1:
@@ -174,25 +175,25 @@ def decode(slots: Sequence[Slot], steps: int, tensors: Sequence[bytes]) -> list[
     return arrays
 
 
-def _checked(slot: Slot, value: Any) -> Array:
-    """An input as a C-ordered array of the slot's dtype whose values the model takes."""
+def _checked(slot: Slot, value: Any, lead: int) -> Array:
+    """An input as a C-ordered array of the slot's dtype that the model takes; `lead`: axes before the steps'."""
     try:
         array = np.asarray(value)
-    except ValueError as error:  # a ragged list
+    except Exception as error:  # noqa: BLE001  a ragged list, a tensor with gradients or on a GPU, whatever is no array
         raise InvalidInput(f"input {slot.name!r} is no array: {error}") from None
     if array.dtype != slot.dtype:
-        array = _converted(slot, array)
+        array = _converted(slot, array, lead)
     if array.size:
-        _check_range(slot, array)
+        _check_range(slot, array, lead)
     return np.ascontiguousarray(array) if array.ndim else array
 
 
-def _converted(slot: Slot, array: Array) -> Array:
+def _converted(slot: Slot, array: Array, lead: int) -> Array:
     source, target = array.dtype, slot.dtype
     if source.kind == "b" and target.kind in "iuf":
         return array.astype(target)
     if source.kind in "iu" and target.kind in "iu":
-        return _narrowed(slot, array)
+        return _narrowed(slot, array, lead)
     if source.kind == "f" and target.kind == "f":
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as such
             return array.astype(target)
@@ -201,32 +202,60 @@ def _converted(slot: Slot, array: Array) -> Array:
             converted = array.astype(target)
             exact = converted.astype(source) == array
         if not exact.all():
-            _refuse(slot, array[~exact].flat[0], f"{target.name} can't hold it exactly")
+            _refuse(slot, array, ~exact, f"{target.name} can't hold it exactly", lead)
         return converted
-    hint = " (an empty list has no integers)" if not array.size else ""
+    hint = " (an empty list has no integers)" if not array.size else _HINTS.get(source.kind, "").format(target.name)
     raise InvalidInput(f"input {slot.name!r} has dtype {source}; {slot.text} takes no {source}{hint}")
 
 
-def _narrowed(slot: Slot, array: Array) -> Array:
+# How to convert what isn't converted by itself, by numpy's kind of dtype; {}: the model's.
+_HINTS = {
+    "U": ": convert text first, numbers with np.asarray(x, '{}'), a text's bytes with list(x.encode())",
+    "S": ": convert bytes first, to numbers with list(x), a list of them as text with np.asarray(x, '{}')",
+    "O": ": give numbers that fit, not objects; np.asarray(x, '{}') says which of them is none",
+    "f": ": round or convert it first, as np.asarray(x).astype('{}') does",
+    "c": ": give real numbers, as x.real or two inputs",
+    "M": ": convert times first, as x.astype('int64')",
+    "m": ": convert times first, as x.astype('int64')",
+}
+
+
+def _narrowed(slot: Slot, array: Array, lead: int) -> Array:
     info = np.iinfo(slot.dtype)
     if array.size:
         low, high = int(array.min()), int(array.max())
         if low < info.min or high > info.max:
-            _refuse(slot, low if low < info.min else high, f"{slot.dtype.name} holds {info.min} … {info.max}")
+            wrong = array == (low if low < info.min else high)
+            _refuse(slot, array, wrong, f"{slot.dtype.name} holds {info.min} … {info.max}", lead)
     return array.astype(slot.dtype)
 
 
-def _check_range(slot: Slot, array: Array) -> None:
+def _check_range(slot: Slot, array: Array, lead: int) -> None:
     if slot.dtype.kind == "f":
         finite = np.isfinite(array)
         if not finite.all():
-            _refuse(slot, array[~finite].flat[0], f"every value must be finite and within {slot.dtype.name}")
+            _refuse(slot, array, ~finite, f"every value must be finite and within {slot.dtype.name}", lead)
         return
     if slot.minimum is not None and (low := int(array.min())) < slot.minimum:
-        _refuse(slot, low, f"the smallest value is {slot.minimum}")
+        _refuse(slot, array, array == low, f"the smallest value is {slot.minimum}", lead)
     if slot.maximum is not None and (high := int(array.max())) > slot.maximum:
-        _refuse(slot, high, f"the largest value is {slot.maximum}")
+        _refuse(slot, array, array == high, f"the largest value is {slot.maximum}", lead)
 
 
-def _refuse(slot: Slot, value: Any, limit: str) -> NoReturn:
-    raise InvalidInput(f"input {slot.name!r} holds {value}; {limit}")
+def _refuse(slot: Slot, array: Array, wrong: Array, limit: str, lead: int) -> NoReturn:
+    """Name the first of the wrong values, and where it stands in what was given."""
+    at = np.unravel_index(int(np.argmax(wrong)), array.shape)
+    raise InvalidInput(f"input {slot.name!r} holds {array[at]}{_place(slot, array, at, lead)}; {limit}")
+
+
+def _place(slot: Slot, array: Array, at: tuple[Any, ...], lead: int) -> str:
+    """Where a value stands: the row of a multiplexed step, the step of a chunk, the element of a step."""
+    steps = array.ndim - len(slot.shape) - lead
+    if steps not in (0, 1) or array.shape[lead + steps :] != slot.shape:
+        return ""  # it's no step of the model's, which is said next
+    index = [int(place) for place in at]
+    words = [f"row {index[0]}"] if lead else []
+    words += [f"step {index[lead] + 1} of the {array.shape[lead]} given"] if steps else ["the one step given"]
+    element = index[lead + steps :]
+    words += [f"element {element[0] if len(element) == 1 else element}"] if element else []
+    return f" in {', '.join(words)}"

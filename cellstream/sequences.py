@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from cellstream._rpc import EVICT_SEQUENCES, LIST_SEQUENCES, error_from
+from cellstream._rpc import EVICT_SEQUENCES, LIST_SEQUENCES, error_from, explained, plain_channel
 from cellstream.errors import CellstreamError
 from cellstream.v1 import stream_inference_pb2 as pb
 
@@ -123,10 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     asked = _parser().parse_args(arguments)
     try:
-        with grpc.insecure_channel(asked.address) as channel:
+        with plain_channel(asked.address) as channel:
             _list(channel, asked) if asked.command == "list" else _evict(channel, asked)
     except CellstreamError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{explained(error, asked.address)}\n")
         return 1
     return 0
 

@@ -79,7 +79,9 @@ def _fault(spec: TensorSpec, values: npt.NDArray[Any], first_step: int) -> Inval
         where, rule = int(np.argmax(values < low)), f"the smallest value is {low}"
     else:
         where, rule = int(np.argmax(values > high)), f"the largest value is {high}"
-    step, element = divmod(where, spec.elements)
+    step, offset = divmod(where, spec.elements)
+    place = [int(index) for index in np.unravel_index(offset, spec.shape)]
+    element = place if len(place) > 1 else offset
     return InvalidInput(
         f"input {spec.name!r} holds {values[where]} in the step numbered {first_step + step}, element {element}; {rule}"
     )

@@ -55,7 +55,7 @@ class ModelSummary:
     reason: str = ""  # why it isn't
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Model:
     """One version of a model: its tensors, states and limits, where it runs, and the proof it carries.
 
@@ -76,6 +76,18 @@ class Model:
     certificate: Mapping[str, Any] | None
     notes: Mapping[str, str]
     digest: str = ""
+
+    def __repr__(self) -> str:
+        """One short line, without the certificate."""
+        proof = "unproved" if self.certificate is None else "proved"
+        tensors = " -> ".join(", ".join(map(_short, side[:_SHOWN])) + ", …" * (len(side) > _SHOWN)
+                              for side in (self.inputs, self.outputs))  # fmt: skip
+        weights = self.weights_digest[:12]
+        states = f"{len(self.states)} state" + "s" * (len(self.states) != 1)
+        return (
+            f"<Model {self.name}/{self.version}: {tensors}, {states}, {self.precision} on "
+            f"{self.device}, {proof}, weights {weights}>"
+        )
 
 
 def model_from(message: pb.GetModelResponse) -> Model:
@@ -107,6 +119,14 @@ def model_from(message: pb.GetModelResponse) -> Model:
 def summaries_from(message: pb.ListModelsResponse) -> tuple[ModelSummary, ...]:
     """The list of models from the server's answer."""
     return tuple(ModelSummary(model.name, model.version, model.ready, model.reason) for model in message.models)
+
+
+_SHOWN = 4  # tensors on each side of a model's short line
+
+
+def _short(tensor: Tensor) -> str:
+    bounds = "" if tensor.minimum is None and tensor.maximum is None else f" {tensor.minimum} … {tensor.maximum}"
+    return f"{tensor.name} {tensor.dtype}{list(tensor.shape)}{bounds}"
 
 
 def _tensor(message: pb.Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import grpc
 
+from cellstream._rpc import explained, plain_channel
 from cellstream.errors import CellstreamError
 from cellstream.models.control import FAILED, ModelChange, list_models, load_model, unload_model
 
@@ -45,13 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     asked = _parser().parse_args(arguments)
     try:
-        with grpc.insecure_channel(asked.address) as channel:
+        with plain_channel(asked.address) as channel:
             if asked.command == "list":
                 return _list(channel, asked.timeout)
             change = load_model if asked.command == "load" else unload_model
             return _tell(asked.model, change(channel, asked.model, asked.version, timeout=asked.timeout))
     except CellstreamError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{explained(error, asked.address)}\n")
         return 1
 
 

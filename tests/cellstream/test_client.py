@@ -34,6 +34,15 @@ def test_models_are_described(client: cellstream.Client) -> None:
     assert client.model("newer", 1).version == 1
 
 
+def test_a_model_is_shown_in_one_line(client: cellstream.Client) -> None:
+    """Printing a model is short: tensors and where it runs, and not the certificate."""
+    with client.stream("sum") as stream:
+        assert str(stream.model) == (
+            "<Model sum/1: x int64[] -1000 … 1000 -> y int64[], 1 state, float32 on cpu, proved, weights 0123>"
+        )
+    assert "unproved" in repr(client.model("pair"))
+
+
 def test_an_unknown_model(client: cellstream.Client) -> None:
     """A name or version that isn't served raises UnknownModel, with the server's text, wherever it is used."""
     for ask in (lambda: client.model("nope"), lambda: client.stream("nope"), lambda: client.multiplex("sum", 7)):

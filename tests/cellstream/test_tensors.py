@@ -16,8 +16,16 @@ from tests.cellstream.models import signature
 
 VECTOR = signature(inputs=(Tensor("x", "float32", (3,)),))
 TOKEN = signature(inputs=(Tensor("x", "int64", (), 0, 255),))
+MATRIX = signature(inputs=(Tensor("x", "float32", (2, 2)),))
 BYTE = signature(inputs=(Tensor("x", "uint8", ()),))
 PAIR = signature(inputs=(Tensor("a", "float32", (2,)), Tensor("n", "int64", ())))
+
+
+class Stubborn:
+    """As a tensor that numpy can't have."""
+
+    def __array__(self, *_args: object, **_options: object) -> None:
+        raise TypeError("on another device")
 
 
 @pytest.mark.parametrize(
@@ -50,22 +58,34 @@ def test_safe_inputs_are_converted(model: Signature, values: Any, wire: np.ndarr
         (VECTOR, np.zeros((1, 2, 3)), r"shape \[1, 2, 3\]; one step is \[3\]"),
         (VECTOR, 1.0, r"shape \[\]"),
         (VECTOR, np.zeros((0, 3)), r"shape \[0, 3\]; there must be at least one step"),
-        (VECTOR, [1.0, float("nan"), 2.0], "holds nan; every value must be finite"),
-        (VECTOR, [1.0, 1e300, 2.0], "holds inf; every value must be finite and within float32"),
-        (VECTOR, [2**24 + 1, 0, 0], "holds 16777217; float32 can't hold it exactly"),
+        (VECTOR, [1.0, float("nan"), 2.0], "holds nan in the one step given, element 1; every value must be finite"),
+        (
+            VECTOR,
+            [1.0, 1e300, 2.0],
+            "holds inf in the one step given, element 1; .* finite and within float32",
+        ),
+        (VECTOR, [2**24 + 1, 0, 0], "holds 16777217 in the one step given, element 0; float32 can't hold it exactly"),
         (VECTOR, [1j, 0, 0], "dtype complex128; float32"),
-        (VECTOR, ["a", "b", "c"], "dtype <U1"),
+        (VECTOR, [[1, 2, 3], [4, 5, float("nan")]], "holds nan in step 2 of the 2 given, element 2; every value"),
+        (MATRIX, np.full((2, 2, 2), np.inf), r"holds inf in step 1 of the 2 given, element \[0, 0\]; every value"),
+        (VECTOR, [1.0, float("nan")], "holds nan; every value"),  # before its shape is refused
+        (VECTOR, ["a", "b", "c"], r"dtype <U1; float32.*np\.asarray\(x, 'float32'\), a text's bytes with list"),
+        (TOKEN, "def ", r"dtype <U4; int64.*list\(x\.encode\(\)\)"),
+        (TOKEN, b"def ", r"dtype \|S4; int64.*list\(x\)"),
+        (TOKEN, [1.0, 2.0], r"takes no float64: round or convert it first"),
+        (VECTOR, [None, 1.0, 2.0], "takes no object: give numbers that fit"),
+        (VECTOR, Stubborn(), "is no array: on another device"),
         (VECTOR, [[1.0, 2.0, 3.0], [1.0]], "is no array"),
         (VECTOR, None, "dtype object"),
         (TOKEN, 1.0, "dtype float64; int64.* takes no float64"),
-        (TOKEN, 256, "holds 256; the largest value is 255"),
-        (TOKEN, [1, -1], "holds -1; the smallest value is 0"),
+        (TOKEN, 256, "holds 256 in the one step given; the largest value is 255"),
+        (TOKEN, [1, -1], "holds -1 in step 2 of the 2 given; the smallest value is 0"),
         (TOKEN, 2**70, "dtype object"),
-        (TOKEN, np.uint64(2**63), "holds 9223372036854775808; int64 holds"),
+        (TOKEN, np.uint64(2**63), "holds 9223372036854775808 in the one step given; int64 holds"),
         (TOKEN, [[1, 2]], r"shape \[1, 2\]; one step is \[\], a chunk \[T\]"),
         (TOKEN, [], "an empty list"),
-        (BYTE, [0, 256], "holds 256; uint8 holds 0 … 255"),
-        (BYTE, -1, "holds -1; uint8 holds"),
+        (BYTE, [0, 256], "holds 256 in step 2 of the 2 given; uint8 holds 0 … 255"),
+        (BYTE, -1, "holds -1 in the one step given; uint8 holds"),
         (PAIR, [1.0, 2.0], "2 inputs; give a dict with 'a', 'n'"),
         (PAIR, {"a": [1.0, 2.0]}, r"inputs \['a'\]; the model takes 'a', 'n'"),
         (PAIR, {"a": [1.0, 2.0], "n": 1, "z": 1}, "the model takes 'a', 'n'"),
@@ -90,6 +110,10 @@ def test_rows_of_many_streams_have_one_axis_more() -> None:
         VECTOR.encode(np.zeros((4, 3)), streams=5)
     with pytest.raises(errors.InvalidInput, match=r"one step is \[K, 3\], a chunk \[K, T, 3\]"):
         VECTOR.encode(np.zeros(3), streams=1)
+    wrong = np.zeros((4, 2, 3))
+    wrong[3, 0, 1] = np.nan
+    with pytest.raises(errors.InvalidInput, match="holds nan in row 3, step 1 of the 2 given, element 1;"):
+        VECTOR.encode(wrong, streams=4)
 
 
 @given(
