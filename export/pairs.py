@@ -1,64 +1,94 @@
-"""Which inputs of a graph are states, and which outputs their successors: by what was asked, by names, by shapes.
+"""Which inputs of a graph are states, and which outputs their successors: by what was asked, or by evidence and names.
 
-Owns the guess and its refusal where two guesses are as good. Runs nothing.
+Owns that decision, and the question where it is open: names and shapes only propose. Runs nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from onnx import ValueInfoProto
 
-from export.resident import RECURRENT
-from export.theirs import Theirs, WrapError, dims, dtype
+from export.dataflow import Change, Dataflow
+from export.state_evidence import CELLS, Evidence, Evidences, Kind, Weight, has_time
+from export.state_names import like_a_running_value, like_a_state, stem, stem_without_number
+from export.theirs import Dim, Theirs, WrapError, dims, dtype
 
-# Words that tell before from after, or say nothing.
-_SIDES = frozenset(
-    re.findall(
-        r"\w+",
-        "in out input output next new prev previous old past present initial init final last current cur updated"
-        " x y o i",
-    )
-)
-_WEAK_SIDES = frozenset({"n", "t"})  # likewise, but a name of their own where nothing else is left
-_LETTER_AND_SIDE = re.compile(r"([hcs])[ntxyio]")  # hn, cx, …
-_LIKE_A_STATE = re.compile(r"(^|[^a-z])(h|c|hidden|cell|state|cache|memory|carry)($|[^a-z])")
-_RECURRENT_STATES = {5: 1, 6: 2}  # initial_h -> Y_h, initial_c -> Y_c: places among inputs and outputs
+TOLD = "told by --state"
 _SHOWN = 8
+Values = dict[str, ValueInfoProto]
 
 
-def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Sequence[str]) -> dict[str, str]:
-    """State input -> state output; `asked` is all of them where it isn't empty, `plain` inputs are none.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One reading of a graph: what it takes the tensors for, and the options that say so."""
 
-    What says whether a sequence starts is a state besides those.
+    meaning: str
+    options: tuple[str, ...]
 
-    Raises WrapError where names and shapes leave a choice, naming the option that settles it.
+
+class StateQuestionError(WrapError):
+    """What is a state is open; `choices` are the readings, each with the options that settle it."""
+
+    def __init__(self, message: str, choices: Sequence[Choice]) -> None:
+        super().__init__(message)
+        self.choices = tuple(choices)
+
+
+class NoStateError(WrapError):
+    """Nothing in the graph is a state, or looks like one."""
+
+
+@dataclass(slots=True)
+class States:
+    """State input -> state output, and for each input what says so."""
+
+    pairs: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, str] = field(default_factory=dict)
+
+    def add(self, one: str, other: str, why: str) -> None:
+        """Take a pair for a state."""
+        self.pairs[one], self.evidence[one] = other, why
+
+
+def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Iterable[str]) -> dict[str, str]:
+    """State input -> state output in the inputs' order: what was asked, and what says whether a sequence starts.
+
+    `plain` inputs are none. Raises WrapError for a pair that can't be.
     """
-    inputs = {value.name: value for value in theirs.inputs if value.name not in (*plain, *theirs.starts)}
-    outputs = {value.name: value for value in theirs.outputs if value.name not in theirs.starts.values()}
-    pairs = _checked(asked, inputs, outputs) if asked else _guessed(theirs, inputs, outputs)
-    if not pairs and not theirs.starts:
-        raise WrapError(
-            f"no state found: inputs {_listed(inputs)}, outputs {_listed(outputs)}; say which output is the successor"
-            " of which input: --state IN=OUT"
-        )
-    doubtful = [name for name in inputs if name not in pairs and _LIKE_A_STATE.search(name.lower())]
-    free = {name: value for name, value in outputs.items() if name not in pairs.values()}
-    for name in doubtful:
-        alike = [other for other, value in free.items() if _alike(inputs[name], value)]
-        if alike and not asked:
-            raise WrapError(
-                f"input {name!r} looks like a state, and its successor could be {_listed(alike)}: say --state"
-                f" {name}=OUT (and every other pair), or --input {name} if it is no state"
-            )
-    pairs = pairs | theirs.starts
+    inputs, outputs = _open(theirs, plain)
+    pairs = _checked(asked, inputs, outputs) | theirs.starts
     return {value.name: pairs[value.name] for value in theirs.inputs if value.name in pairs}
 
 
-def _checked(
-    asked: Mapping[str, str], inputs: Mapping[str, ValueInfoProto], outputs: Mapping[str, ValueInfoProto]
-) -> dict[str, str]:
+def settle(theirs: Theirs, asked: Mapping[str, str], plain: Iterable[str]) -> States:
+    """The states of a graph: all of `asked` where it isn't empty, else those that the graph has evidence for.
+
+    Raises StateQuestionError where evidence is missing or speaks for two readings, NoStateError where there is no state,
+    and WrapError for one that can't be carried.
+    """
+    inputs, outputs = _open(theirs, plain)
+    if not inputs or not outputs:
+        raise NoStateError(_no_state(inputs, outputs))
+    evidences = Evidences(Dataflow(theirs.model.graph), inputs, outputs)
+    if asked:
+        _checked(asked, inputs, outputs)
+        for one, other in asked.items():
+            _refuse_contradiction(evidences, one, other)
+            _refuse_growth(evidences, one, other)
+        return States(dict(asked), dict.fromkeys(asked, TOLD))
+    return _Settling(inputs, outputs, evidences, theirs.renamed).settled()
+
+
+def _open(theirs: Theirs, plain: Iterable[str]) -> tuple[Values, Values]:
+    """The inputs that may be states, and the outputs that may be successors."""
+    excluded = {*plain, *theirs.starts}
+    inputs = {value.name: value for value in theirs.inputs if value.name not in excluded}
+    return inputs, {value.name: value for value in theirs.outputs if value.name not in theirs.starts.values()}
+
+
+def _checked(asked: Mapping[str, str], inputs: Values, outputs: Values) -> dict[str, str]:
     for name, successor in asked.items():
         for kind, wanted, there in (("input", name, inputs), ("output", successor, outputs)):
             if wanted not in there:
@@ -72,66 +102,295 @@ def _checked(
     return dict(asked)
 
 
-def _guessed(
-    theirs: Theirs, inputs: Mapping[str, ValueInfoProto], outputs: Mapping[str, ValueInfoProto]
-) -> dict[str, str]:
-    pairs = _wired(theirs)
-    for stem in (_stem, _stem_without_number):
-        pairs |= _by_names(inputs, outputs, pairs, stem)
-    return pairs or _by_shapes(inputs, outputs)
-
-
-def _wired(theirs: Theirs) -> dict[str, str]:
-    """States that a recurrent node takes and gives itself."""
-    inputs = {value.name for value in theirs.inputs}
-    outputs = {value.name for value in theirs.outputs}
-    found = {}
-    for node in theirs.model.graph.node:
-        if node.op_type in RECURRENT:
-            for taken, given in _RECURRENT_STATES.items():
-                if taken < len(node.input) and given < len(node.output):
-                    name, successor = node.input[taken], node.output[given]
-                    if name in inputs and successor in outputs:
-                        found[name] = successor
-    return found
-
-
-def _by_names(
-    inputs: Mapping[str, ValueInfoProto],
-    outputs: Mapping[str, ValueInfoProto],
-    known: Mapping[str, str],
-    stem: Callable[[str], tuple[str, ...]],
-) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in inputs.items():
-        if name in known or not stem(name) or _has_time(value):
+def _refuse_contradiction(evidences: Evidences, one: str, other: str) -> None:
+    """Raise WrapError where an output is the last state of a node that doesn't begin from the input."""
+    for cell in evidences.cells:
+        if cell.step.op not in CELLS or not cell.last or evidences.flow.sources(cell.first):
             continue
-        alike = [
-            other
-            for other, result in outputs.items()
-            if other not in known.values() and stem(other) == stem(name) and _alike(value, result)
+        reached = evidences.flow.flows(cell.last).get(other)
+        if reached is not None and not reached.mixed and any(way.change == Change.COPIED for way in reached.ways):
+            raise WrapError(
+                f"--state {one}={other}: {other!r} is the last state of the {cell.step.op} node {cell.name!r}, which"
+                " begins anew at every call (its initial state is no input); leave --state out, and its own state is"
+                " connected"
+            )
+
+
+def _refuse_growth(evidences: Evidences, one: str, other: str) -> None:
+    by = evidences.grows(one, other)
+    if by is not None:
+        raise WrapError(
+            f"input {one!r} is a cache that grows: output {other!r} is all of it with new steps appended ({by}), and a"
+            " stream's state has one size; export the model with a cache of fixed length, a window that is shifted or a"
+            " buffer that is written at a position"
+        )
+
+
+class _Settling:
+    """The decision on one graph: evidence that stands alone, then names with evidence, then questions."""
+
+    def __init__(self, inputs: Values, outputs: Values, evidences: Evidences, called: Mapping[str, str]) -> None:
+        self.inputs, self.outputs, self.evidences, self.called = inputs, outputs, evidences, called
+        self.found = States()
+        self.known: dict[tuple[str, str], Evidence] = {}
+
+    def settled(self) -> States:
+        """The states; raises StateQuestionError, NoStateError or WrapError."""
+        self._take_alone()
+        self._refuse_growing()
+        self._take_named()
+        self._ask_named()
+        self._ask_left_over()
+        if not self.found.pairs:
+            self._ask_without_names()
+        order = {one: self.found.pairs[one] for one in self.inputs if one in self.found.pairs}
+        return States(order, self.found.evidence)
+
+    def _free(self) -> tuple[Values, Values]:
+        pairs = self.found.pairs
+        inputs = {name: value for name, value in self.inputs.items() if name not in pairs}
+        return inputs, {name: value for name, value in self.outputs.items() if name not in pairs.values()}
+
+    def _evidence(self, one: str, other: str) -> Evidence:
+        if (one, other) not in self.known:
+            self.known[one, other] = self.evidences.of(one, other)
+        return self.known[one, other]
+
+    def _alike(self, one: str, other: str) -> bool:
+        return _alike(self.inputs[one], self.outputs[other])
+
+    def _stem(self, name: str) -> tuple[str, ...]:
+        return stem(self.called.get(name, name))
+
+    def _called_alike(self, one: str, other: str) -> bool:
+        return bool(self._stem(one)) and self._stem(one) == self._stem(other)
+
+    def _take_alone(self) -> None:
+        """Pairs that nothing but a state explains."""
+        inputs, outputs = self._free()
+        pairs = [(one, other) for one in inputs for other in outputs if self._alike(one, other)]
+        pairs = [pair for pair in pairs if self._evidence(*pair).weight == Weight.ALONE]
+        exact = [pair for pair in pairs if dims(inputs[pair[0]]) == _declared(outputs[pair[1]])]
+        better = {name for pair in exact for name in pair}
+        pairs = [pair for pair in pairs if pair in exact or not better & set(pair)]
+        for one, other in pairs:
+            rivals = [pair for pair in pairs if pair != (one, other) and (pair[0] == one or pair[1] == other)]
+            preferred = self._called_alike(one, other) and not any(self._called_alike(*pair) for pair in rivals)
+            if rivals and not preferred:
+                continue
+            if self._evidence(one, other).kind != Kind.CARRIED and self._named_otherwise(one, other):
+                continue
+            self.found.add(one, other, str(self._evidence(one, other)))
+
+    def _named_otherwise(self, one: str, other: str) -> bool:
+        """Whether names propose another partner for either."""
+        if self._called_alike(one, other):
+            return False
+        pairs = [(one, name) for name in self.outputs] + [(name, other) for name in self.inputs]
+        return any(self._called_alike(*pair) and self._alike(*pair) for pair in pairs)
+
+    def _proposed(self) -> dict[str, str]:
+        """The free pairs that names propose; raises StateQuestionError where they propose two of the same."""
+        inputs, outputs = self._free()
+        inputs = {name: value for name, value in inputs.items() if like_a_state(name) or not has_time(value)}
+        found = self._matched(list(inputs), list(outputs), self._stem)
+        rest = [name for name in inputs if name not in found]
+        left = [name for name in outputs if name not in found.values()]
+        return found | self._matched(rest, left, lambda name: stem_without_number(self.called.get(name, name)))
+
+    def _matched(
+        self, inputs: Sequence[str], outputs: Sequence[str], stem_of: Callable[[str], tuple[str, ...]]
+    ) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in inputs:
+            alike = [other for other in outputs if stem_of(name) and stem_of(other) == stem_of(name)]
+            alike = [other for other in alike if self._alike(name, other)]
+            if len(alike) > 1:
+                raise self._question(
+                    f"the successor of {name!r} could be {_listed(alike)}: say which, --state {name}=OUT",
+                    [{name: other} for other in alike],
+                )
+            if alike and alike[0] in found.values():
+                others = [other for other, successor in found.items() if successor == alike[0]]
+                raise self._question(
+                    f"{alike[0]!r} could be the successor of {_listed([*others, name])}: say --state IN=OUT",
+                    [{other: alike[0]} for other in (*others, name)],
+                )
+            if alike:
+                found[name] = alike[0]
+        return found
+
+    def _take_named(self) -> None:
+        """Pairs that names propose and the graph has evidence for, the best evidence first."""
+        proposed = self._proposed()
+        for one in sorted(proposed, key=lambda one: -self._evidence(one, proposed[one]).weight):
+            other = proposed[one]
+            evidence = self._evidence(one, other)
+            if self._better_elsewhere(one, other):
+                continue
+            if self._convinces(one, other, evidence):
+                self.found.add(one, other, str(evidence))
+            elif like_a_state(one) and self._in_a_formula(one, other, proposed):
+                self.found.add(one, other, str(Kind.FORMULA))
+
+    def _convinces(self, one: str, other: str, evidence: Evidence) -> bool:
+        """Whether the evidence and what the names say are enough together."""
+        says_so = like_a_state(one) or like_a_state(other)
+        if evidence.kind in {Kind.COUNTED, Kind.SHIFTED, Kind.WRITTEN, Kind.CARRIED}:
+            return True
+        if evidence.kind == Kind.UNCHANGED:
+            return self._lacks_time(one)
+        if evidence.kind in {Kind.SUMMED, Kind.FUNCTION, Kind.DELAYED}:
+            return says_so or like_a_running_value(one) or self._lacks_time(one)
+        return evidence.kind == Kind.GATED and says_so
+
+    def _in_a_formula(self, one: str, other: str, proposed: Mapping[str, str]) -> bool:
+        """Whether the pair is h beside the c of an LSTM's own formula: h' = o · tanh(c'), and c' depends on h."""
+        reached = self.evidences.from_inputs[one]
+        for cell, successor in {**proposed, **self.found.pairs}.items():
+            if cell != one and self._evidence(cell, successor).kind == Kind.GATED:
+                flow = self.evidences.from_inputs[cell].get(other)
+                if flow is not None and any(way.gated and way.change == Change.BENT for way in flow.ways):
+                    return successor in reached and other in reached
+        return False
+
+    def _better_elsewhere(self, one: str, other: str) -> bool:
+        """Whether the graph has more to say for another partner of either than for this pair."""
+        weight = max(self._evidence(one, other).weight, Weight.ELEMENTWISE)
+        inputs, outputs = self._free()
+        rivals = [(one, name) for name in outputs if name != other] + [(name, other) for name in inputs if name != one]
+        return any(
+            self._alike(*pair) and like_a_state(pair[0]) and self._evidence(*pair).weight > weight for pair in rivals
+        )
+
+    def _lacks_time(self, one: str) -> bool:
+        """Whether it has no axis for time where others have one."""
+        return not has_time(self.inputs[one]) and any(has_time(value) for value in self.inputs.values())
+
+    def _leaves_no_input(self, one: str) -> bool:
+        """Whether a stream would have nothing left to send if this were a state too."""
+        return not set(self.inputs) - set(self.found.pairs) - {one}
+
+    def _refuse_growing(self) -> None:
+        inputs, outputs = self._free()
+        for one, value in inputs.items():
+            for other, result in outputs.items():
+                if _rank_alike(value, result) and (like_a_state(one) or self._called_alike(one, other)):
+                    _refuse_growth(self.evidences, one, other)
+
+    def _ask_named(self) -> None:
+        """Raise StateQuestionError where names propose pairs that the graph has no evidence for."""
+        doubtful = {one: other for one, other in self._proposed().items() if not self._leaves_no_input(one)}
+        if doubtful:
+            one, other = next(iter(doubtful.items()))
+            raise self._question(
+                f"input {one!r} and output {other!r} are called like a state and its successor, and the graph alone"
+                f" doesn't say that they are ({self._why(one, other)})",
+                [self._by_evidence(doubtful)],
+                plain=list(doubtful),
+            )
+
+    def _why(self, one: str, other: str) -> str:
+        _, outputs = self._free()
+        for name in outputs:
+            if name != other and self._alike(one, name) and self._evidence(one, name).weight >= Weight.LINEAR:
+                return f"its nodes make {name!r} the successor of {one!r}: {self._evidence(one, name)}"
+        return str(self._evidence(one, other))
+
+    def _by_evidence(self, proposed: dict[str, str]) -> dict[str, str]:
+        """The proposal with partners exchanged where the graph's evidence speaks for others of the same."""
+        better = {
+            one: max(
+                (name for name in proposed.values() if self._alike(one, name)),
+                key=lambda name: (self._evidence(one, name).weight >= Weight.LINEAR, name == proposed[one]),  # noqa: B023
+            )
+            for one in proposed
+        }
+        left = [name for name in proposed.values() if name not in better.values()]
+        twice = [one for one in better if list(better.values()).count(better[one]) > 1]
+        for one in twice:  # the one without evidence takes what is left
+            if left and self._evidence(one, better[one]).weight < Weight.LINEAR:
+                better[one] = left.pop(0)
+        return better if len(set(better.values())) == len(better) else proposed
+
+    def _ask_left_over(self) -> None:
+        """Raise StateQuestionError where an input or an output is called like a state, and could have its counterpart."""
+        inputs, outputs = self._free()
+        for name, value in inputs.items():
+            if self._leaves_no_input(name):
+                continue
+            alike = [other for other in outputs if self._alike(name, other)]
+            if alike and like_a_state(name):
+                raise self._question(
+                    f"input {name!r} looks like a state, and its successor could be {_listed(alike)}: say --state"
+                    f" {name}=OUT (and every other pair), or --input {name} if it is no state",
+                    [{name: other} for other in alike[:_SHOWN]],
+                    plain=[name],
+                )
+            cell = self.evidences.cell_after(name)
+            if cell is not None:
+                raise self._cut_off(name, cell.step.op, cell.name)
+            told = [other for other in alike if like_a_state(other) and self._evidence(name, other).weight]
+            if told and self.found.pairs and not has_time(value):
+                raise self._question(
+                    f"output {told[0]!r} looks like a state, and input {name!r} could be what it was before: say --state"
+                    f" {name}={told[0]} (and every other pair), or --input {name} if it is no state",
+                    [{name: told[0]}],
+                    plain=[name],
+                )
+
+    def _cut_off(self, name: str, op: str, node: str) -> StateQuestionError:
+        """A node begins from an input, and gives its last state to no output."""
+        message = (
+            f"input {name!r} is the initial state of the {op} node {node!r}, whose last state is none of the outputs: it"
+            " can be connected and carried, or be sent with every step"
+        )
+        choices = [Choice("carried", ("--connect", node)), Choice("sent", ("--input", name))]
+        return StateQuestionError(message, choices)
+
+    def _ask_without_names(self) -> None:
+        """Raise StateQuestionError where the graph proposes pairs that no name speaks for, else NoStateError."""
+        message = _no_state(self.inputs, self.outputs)
+        found = [
+            (-self._evidence(one, other).weight, one, other)
+            for one, value in self.inputs.items()
+            for other in self.outputs
+            if self._alike(one, other) and not has_time(value)
         ]
-        if len(alike) > 1:
-            raise WrapError(f"the successor of {name!r} could be {_listed(alike)}: say which, --state {name}=OUT")
-        if alike and alike[0] in found.values():
-            others = [other for other, successor in found.items() if successor == alike[0]]
-            raise WrapError(f"{alike[0]!r} could be the successor of {_listed([*others, name])}: say --state IN=OUT")
-        if alike:
-            found[name] = alike[0]
-    return found
+        proposed: dict[str, str] = {}
+        for weight, one, other in sorted(found):
+            free = one not in proposed and other not in proposed.values()
+            if free and -weight >= Weight.LINEAR and len(proposed) + 1 < len(self.inputs):
+                proposed[one] = other
+        raise self._question(message, [proposed]) if proposed else NoStateError(message)
+
+    def _question(
+        self, message: str, readings: Sequence[Mapping[str, str]], plain: Sequence[str] = ()
+    ) -> StateQuestionError:
+        """The question with one choice for each reading (what are states besides those found) and one for none."""
+        choices = []
+        for reading in readings:
+            pairs = {**self.found.pairs, **reading}
+            if set(self.inputs) - set(pairs):
+                names = " and ".join(repr(name) for name in reading)
+                options = tuple(word for one, other in pairs.items() for word in ("--state", f"{one}={other}"))
+                meaning = f"{names} as state" if len(reading) == 1 else f"{names} as states"
+                choices.append(Choice(meaning, options))
+        if plain:
+            names = " and ".join(repr(name) for name in plain)
+            choices.append(Choice(f"{names} sent with every step", tuple(w for n in plain for w in ("--input", n))))
+        return StateQuestionError(message, choices)
 
 
-def _by_shapes(inputs: Mapping[str, ValueInfoProto], outputs: Mapping[str, ValueInfoProto]) -> dict[str, str]:
-    """Where no name helps: the pairs that dtypes and shapes leave no choice about, if something else remains."""
-    found = {}
-    for name, value in inputs.items():
-        alike = [other for other, result in outputs.items() if _alike(value, result) and not _has_time(value)]
-        if len(alike) == 1:
-            found[name] = alike[0]
-        elif alike:
-            return {}
-    once = len(set(found.values())) == len(found)
-    return found if once and len(found) < min(len(inputs), len(outputs)) else {}
+def _no_state(inputs: Iterable[str], outputs: Iterable[str]) -> str:
+    return (
+        f"no state found: inputs {_listed(list(inputs))}, outputs {_listed(list(outputs))}; say which output is the"
+        " successor of which input: --state IN=OUT"
+    )
+
+
+def _called_alike(one: str, other: str) -> bool:
+    return bool(stem(one)) and stem(one) == stem(other)
 
 
 def _alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
@@ -145,26 +404,15 @@ def _alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
     return len(first) == len(second) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
-def _has_time(value: ValueInfoProto) -> bool:
-    """Two free axes are more than a state has."""
-    return sum(not isinstance(size, int) for size in dims(value)) > 1
+def _rank_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
+    """Same dtype and rank."""
+    if one.type.tensor_type.elem_type != other.type.tensor_type.elem_type:
+        return False
+    return not other.type.tensor_type.HasField("shape") or len(dims(one)) == len(dims(other))
 
 
-def _words(name: str) -> list[str]:
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return re.findall(r"[a-z]+|\d+", spaced.lower())
-
-
-def _stem(name: str) -> tuple[str, ...]:
-    """What is left of a name without the words that tell before from after: h_in, h_out and hn are all h."""
-    plain = [_LETTER_AND_SIDE.sub(r"\1", word) if len(word) == len("hn") else word for word in _words(name)]
-    left = tuple(word for word in plain if word not in _SIDES)
-    return tuple(word for word in left if word not in _WEAK_SIDES) or left
-
-
-def _stem_without_number(name: str) -> tuple[str, ...]:
-    """h0 and hn are both h."""
-    return tuple(word for word in _stem(name) if not word.isdecimal())
+def _declared(value: ValueInfoProto) -> list[Dim] | None:
+    return dims(value) if value.type.tensor_type.HasField("shape") else None
 
 
 def _listed(names: Mapping[str, object] | Sequence[str]) -> str:

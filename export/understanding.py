@@ -39,6 +39,7 @@ class Asked:
     shapes: Mapping[str, Layout] = field(default_factory=dict)
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # whole numbers for integers
     starts: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)  # whether a sequence starts: false, true
+    connect: tuple[str, ...] = ()  # recurrent nodes that begin anew at every call, to be carried all the same
     remarks: tuple[str, ...] = ()  # what to tell people of where this comes from
 
 

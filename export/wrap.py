@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from export import artifact, checks, ranges, resident, starts, triton, wrap_parity, wrap_proof
+from export import artifact, checks, ranges, resident, starts, state_notes, triton, whole_runs, wrap_parity, wrap_proof
 from export.branches import decide
 from export.layouts import AmbiguousError
 from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.page import artifact_page
+from export.pairs import StateQuestionError
 from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
 from export.run_faults import missed_by, planted, run_faults
+from export.settled import Settled, settle_states
 from export.start_states import add_starts
 from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
 from export.unbatched import add_batch
@@ -27,6 +29,7 @@ from export.understanding import Asked, Understood, constants_of, fitted, loosen
 from export.wrap_parity import ByHand
 from model.contract import Contract, ParityRecord
 
+UNPROVED = "not proved of the connected states"
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
 
 
@@ -146,6 +149,7 @@ class _Work:
     row_parts: RowParts
     progress: wrap_proof.Progress
     remarks: list[str] = field(default_factory=list)
+    states: Settled = field(default_factory=Settled)
 
 
 def _check_theirs(path: Path) -> None:
@@ -160,10 +164,12 @@ def _first_that_holds(
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants, *work.asked.starts])
-    work.asked = add_starts(work.theirs, work.asked)
-    folded = _fold_constants(work)
     if decide(work.theirs.model, constants_of(work.theirs, work.asked)):
         name_nodes(work.theirs.model.graph)
+    work.states = settle_states(work.theirs, work.asked)
+    work.asked = work.states.asked(work.asked)
+    work.asked = add_starts(work.theirs, work.asked)
+    folded = _fold_constants(work)
     add_batch(work.theirs, work.asked)
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
@@ -172,7 +178,7 @@ def _first_that_holds(
     for together in ways:
         try:
             found = understand(work.theirs, work.asked, folder, together=together)
-        except AmbiguousError:
+        except (AmbiguousError, StateQuestionError):
             raise
         except WrapError as error:
             if not together and last is not None:
@@ -186,7 +192,7 @@ def _first_that_holds(
         for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
             try:
                 return _try(work, folder, found, replace(contract, ragged=way.ragged), way, folded=folded)
-            except resident.BackwardsError:
+            except (resident.BackwardsError, StateQuestionError):
                 raise
             except (WrapError, resident.ResidentError, checks.StructureError) as error:
                 last = error if isinstance(error, WrapError) else WrapError(str(error))
@@ -211,7 +217,13 @@ def _try(
     batches = {BATCHES: "together" if way.together else ONE_BY_ONE}
     drawn = {s.name: work.asked.ranges[s.name] for s in contract.inputs if s.name in work.asked.ranges}
     floats = {s.name: drawn[s.name] for s in contract.inputs if s.name in drawn and np.dtype(s.dtype).kind == "f"}
-    notes = {**contract.notes, **batches, **starts.note(work.asked.starts), **ranges.note(floats)}
+    notes = {
+        **contract.notes,
+        **batches,
+        **starts.note(work.asked.starts),
+        **ranges.note(floats),
+        **state_notes.note(work.states.evidence),
+    }
     contract = replace(contract, notes=notes)
     contract.check()
     model = loosened(work.theirs.model, found)
@@ -221,7 +233,7 @@ def _try(
     wrap_proof.check_structure(folder, model, made, contract)
     if found.contract.ragged:
         wrap_proof.check_steps_are_steps(folder, contract)
-    if folded or (found.fixed_streams > 1 and not way.together):
+    if folded or work.states.connected or (found.fixed_streams > 1 and not way.together):
         by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL
     else:
         by_hand = ByHand(
@@ -235,7 +247,22 @@ def _try(
             start_ranks=work.theirs.start_ranks,
         )
         name = work.theirs.path.name
-    return contract, wrap_proof.proved(folder, name, by_hand, work.progress, str(way))
+    records = wrap_proof.proved(folder, name, by_hand, work.progress, str(way))
+    return contract, (*records, *_whole_runs(work, folder, found, contract))
+
+
+def _whole_runs(work: _Work, folder: Path, found: Understood, contract: Contract) -> tuple[ParityRecord, ...]:
+    """Records of a reference that carries no state, where we connected states; raises WrapError where there is none."""
+    if not work.states.connected:
+        return ()
+    if any(spec.time_axis is not None for spec in contract.inputs) and found.fixed_steps == 1:
+        theirs = work.theirs.renamed | work.theirs.added
+        whole = whole_runs.Whole(work.theirs.path, found.fixed_streams, theirs, tuple(work.theirs.lengths))
+        return tuple(whole_runs.records(folder, whole, contract))
+    if not work.states.told:
+        raise work.states.refusal()
+    work.remarks.append(f"{UNPROVED}: {work.theirs.path.name} takes no sequence of any length to compare with")
+    return ()
 
 
 def _digest(path: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from export import artifact, wrap
+from export import artifact, state_notes, wrap
 from export.layouts import BATCH, TIME, Layout
 from export.one_by_one import BATCHES
+from export.pairs import StateQuestionError
 from export.report import findings
 from export.row_parts import HELP, WHOLE_ROWS, row_parts
 from export.starts import noted
@@ -38,13 +40,14 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m export wrap",
         description="Turn a stateful ONNX model that somebody else made into an artifact that the server can serve: its"
-        " states stay on the server, a client sends one step after the other. States, axes and ranges are inferred"
-        " where names, shapes and a trial run leave no choice; where they do, the refusal names the option that settles"
-        " it. Nothing is written unless the result gives, bit for bit, what plain ONNX Runtime calls of the given file"
+        " states stay on the server, a client sends one step after the other. States are inferred from what the graph's"
+        " nodes do with them, axes and ranges from names, shapes and a trial run; where a choice is left, the refusal"
+        " names the option that settles it, with the command line to copy. Nothing is written unless the result gives, bit for bit, what plain ONNX Runtime calls of the given file"
         " give with the states carried by hand.",
         epilog="what can be told:\n"
         "  a state             --state h=h_out           input and its successor among the outputs; all, or none\n"
         "  no state            --input cell_id           an input that only looks like one\n"
+        "  a state inside      --connect all             of recurrent nodes (or NODE) that begin anew at every call\n"
         "  what clients get    --output logits           of the outputs, all but the states' by default\n"
         "  a side input        --constant sr=16000       a value, or a .npy file; it never changes\n"
         "  a sequence's start  --start START             an input that says 1 with a stream's first step, and 0 with\n"
@@ -75,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
         ("range", "NAME=LOW:HIGH"),
     ):
         made.add_argument(f"--{option}", action="append", default=[], metavar=form, help="see below; repeatable")
+    made.add_argument("--connect", action="append", default=[], metavar="NODE|all", help="see below; repeatable")
     made.add_argument("--start", action="append", default=[], metavar="NAME[=FALSE:TRUE]", help="see below; repeatable")
     for option in ("input", "output"):
         made.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help="see below; repeatable")
@@ -103,21 +107,38 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
     asked = asked_of(options)
     if options.triton_config is not None:
         asked = asked_by(options.triton_config, asked)
-    with progress(console) as shown:
-        made = wrap.wrap(
-            options.model,
-            final,
-            name=options.name,
-            asked=asked,
-            batching=options.batch,
-            row_parts=options.row_parts,
-            progress=shown,
-        )
+    try:
+        with progress(console) as shown:
+            made = wrap.wrap(
+                options.model,
+                final,
+                name=options.name,
+                asked=asked,
+                batching=options.batch,
+                row_parts=options.row_parts,
+                progress=shown,
+            )
+    except StateQuestionError as question:
+        raise WrapError(with_commands(question, arguments)) from question
     show(made, console)
     assert made.contract.certificate is not None
     console.print(findings(made.contract.certificate.invariances, made.contract.certificate.controls))
-    console.print(f"wrote {made.folder}, proved by {len(made.records)} comparisons, all bit for bit")
+    console.print(f"wrote {made.folder}, proved by {_counted(made)}")
     console.print(f"next: make serve (or python -m serving --model-repository {options.out})")
+
+
+def with_commands(question: StateQuestionError, arguments: list[str]) -> str:
+    """The question with a whole command line for each answer, made from what was typed."""
+    typed = [f"python -m export {WRAP}", shlex.join(arguments)]
+    commands = [f"{choice.meaning}: {' '.join([*typed, shlex.join(choice.options)])}" for choice in question.choices]
+    return "; ".join([str(question), *commands])
+
+
+def _counted(made: wrap.Wrapped) -> str:
+    """How many comparisons there were, and of which kind."""
+    close = sum(record.max_bar > 0 for record in made.records)
+    bits = f"{len(made.records)} comparisons, all bit for bit"
+    return bits if not close else f"{bits} but for {close} with whole sequences, which round differently"
 
 
 def show(made: wrap.Wrapped, console: Console) -> None:
@@ -138,11 +159,13 @@ def table(contract: Contract) -> Table:
         for spec in specs:
             limits = f"{spec.minimum} … {spec.maximum}" if spec.maximum is not None else ""
             view.add_row(kind, escape(spec.name), spec.dtype, _shape(spec), _axes(spec), limits)
+    evidence = state_notes.noted(contract)
     starts = {one.state.input: f"first {one.true.item()}, then {one.false.item()}" for one in noted(contract)}
     for state in contract.states:
         first = starts.get(state.input) or ("from zero" if state.initial is None else "from its own first value")
         names = escape(f"{state.input} → {state.output}")
-        view.add_row("state", names, state.dtype, _shape(state), _axes(state), first)
+        says = f"{first}; {escape(evidence[state.input])}" if state.input in evidence else first
+        view.add_row("state", names, state.dtype, _shape(state), _axes(state), says)
     for constant in contract.constants:
         value = np.frombuffer(constant.value, constant.dtype)
         view.add_row("constant", escape(constant.name), constant.dtype, "", "", np.array2string(value, threshold=4))
@@ -160,6 +183,7 @@ def asked_of(options: argparse.Namespace) -> Asked:
         shapes={name: _layout(name, value) for name, value in pairs("shape", options.shape).items()},
         ranges={name: bounds(name, value) for name, value in pairs("range", options.range).items()},
         starts={name: _start(name, value) for name, value in _started(options.start).items()},
+        connect=tuple(options.connect),
     )
 
 
