@@ -39,6 +39,11 @@ class Connected:
     nodes: list[str] = field(default_factory=list)
 
 
+def recurrent(theirs: Theirs) -> bool:
+    """Whether the graph has a recurrent node, at any depth."""
+    return any(node.op_type in CELLS for node in all_nodes(theirs.model.graph.node))
+
+
 def begins_anew(theirs: Theirs) -> list[NodeProto]:
     """The outermost recurrent nodes that no input gives a first state."""
     flow = Dataflow(theirs.model.graph)
@@ -47,6 +52,13 @@ def begins_anew(theirs: Theirs) -> list[NodeProto]:
         for node in theirs.model.graph.node
         if node.op_type in CELLS and not any(flow.sources(name) for name in _firsts(node).values())
     ]
+
+
+def begun_by(theirs: Theirs, wanted: Container[str]) -> list[str]:
+    """The inputs that are the first states of nodes that are wanted by name."""
+    inputs = {value.name for value in theirs.inputs}
+    nodes = [node for node in theirs.model.graph.node if node.op_type in CELLS and node.name in wanted]
+    return [name for node in nodes for name in _firsts(node).values() if name in inputs]
 
 
 def connect(theirs: Theirs, wanted: Container[str], known: Mapping[str, str]) -> Connected:
@@ -61,18 +73,23 @@ def connect(theirs: Theirs, wanted: Container[str], known: Mapping[str, str]) ->
         if node.op_type not in CELLS or not (ALL in wanted or node.name in wanted):
             continue
         firsts = {place: name for place, name in _firsts(node).items() if name not in known}
-        if ALL in wanted and any(flow.sources(name) for name in firsts.values()):
-            continue
-        if not firsts:
+        computed = any(flow.sources(name) for name in firsts.values())
+        if not firsts or (computed and node.name not in wanted and _others(theirs, flow)):
             continue
         _check_direction(node)
         for place, first in firsts.items():
-            _connect_one(theirs, flow, node, place, first, made)
+            _connect_one(theirs, node, place, first, made)
         made.nodes.append(node.name)
     if not made.nodes:
         raise WrapError("--connect: no recurrent node of the graph begins anew at every call")
     _drop_unused(theirs)
     return made
+
+
+def _others(theirs: Theirs, flow: Dataflow) -> bool:
+    """Whether some recurrent node begins from nothing that is computed."""
+    cells = [node for node in theirs.model.graph.node if node.op_type in CELLS]
+    return any(not any(flow.sources(name) for name in _firsts(node).values()) for node in cells)
 
 
 def offer(nodes: Iterable[NodeProto], reason: str) -> StateQuestionError:
@@ -109,24 +126,30 @@ def _check(theirs: Theirs, wanted: Container[str]) -> None:
         )
 
 
+def is_forward(node: NodeProto) -> bool:
+    """Whether a recurrent node reads its sequence from its start only."""
+    return bool(attribute(node, "direction", b"forward") == b"forward")
+
+
 def _check_direction(node: NodeProto) -> None:
     direction = attribute(node, "direction", b"forward").decode()
-    if direction != "forward":
+    if not is_forward(node):
         raise WrapError(
-            f"the {node.op_type} node {node.name!r} is {direction}: it reads its sequence backwards, so what it gives at a"
-            " step depends on later ones, which a stream doesn't have yet; train and export the model with forward layers"
+            f"the {node.op_type} node {node.name!r} is {direction}: it reads its sequence backwards, so what it gives"
+            " at a step depends on later ones, which a stream doesn't have yet; train and export the model with forward"
+            " layers"
         )
 
 
-def _connect_one(theirs: Theirs, flow: Dataflow, node: NodeProto, place: int, first: str, made: Connected) -> None:
+def _connect_one(theirs: Theirs, node: NodeProto, place: int, first: str, made: Connected) -> None:
     """Connect one state of a node."""
     graph, letter = theirs.model.graph, _LETTERS[place]
-    sources = flow.sources(first)
+    sources = Dataflow(graph).sources(first)
     inputs = {value.name for value in graph.input}
     if sources and first not in inputs:
         raise WrapError(
-            f"the {node.op_type} node {node.name!r} begins from what is computed from {', '.join(sorted(sources))}, so its"
-            " state can't be connected; export the model with it as an input and an output"
+            f"the {node.op_type} node {node.name!r} begins from what is computed from {', '.join(sorted(sources))}, so"
+            " its state can't be connected; export the model with its state as an input and an output"
         )
     taken = inputs | given_names(graph.node) | used_names(graph.node) | {value.name for value in graph.output}
     base = re.sub(r"\W+", "_", node.name).strip("_").lower() or node.op_type.lower()
@@ -149,11 +172,12 @@ def _connect_one(theirs: Theirs, flow: Dataflow, node: NodeProto, place: int, fi
     else:
         node.output[given] = successor
     graph.output.append(helper.make_tensor_value_info(successor, _kind(theirs, node), [1, "batch", size]))
-    first_state = "its first value" if name in made.first else "zero"
+    text = f"{node.op_type} node {node.name!r}: "
     if first in inputs:
-        text = f"{node.op_type} node {node.name!r}: begins from it; its Y_{letter} is connected"
+        text += f"begins from it, and its Y_{letter} is connected"
     else:
-        text = f"{node.op_type} node {node.name!r}: began from {first_state} at every call; initial_{letter} and Y_{letter} are connected"
+        began = "a value of its own" if name in made.first else "zero"
+        text += f"began from {began} at every call; its initial_{letter} and Y_{letter} are connected"
     made.states.add(name, successor, text)
 
 
@@ -194,7 +218,8 @@ def _first_value(theirs: Theirs, node: NodeProto, name: str) -> Array:
         except Exception as error:
             if streams == 1:
                 raise WrapError(
-                    f"the {node.op_type} node {node.name!r} begins from {name!r}, which can't be computed: {one_line(error)}"
+                    f"the {node.op_type} node {node.name!r} begins from {name!r}, which can't be computed:"
+                    f" {one_line(error)}"
                 ) from error
     if value.ndim != _HIDDEN + 1 or np.any(value != value[:, :1]):
         raise WrapError(

@@ -6,27 +6,37 @@ Owns the kinds of ways. Branches of an If are walked as if both were taken; loop
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from onnx import GraphProto, NodeProto
+import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from export.subgraphs import graphs_of, used_names
 
+_SMALL = 8  # axes of a cut
 JOIN = "Join"  # of an If's two branches: then, else, condition
-LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
 
 
 class Form(IntEnum):
     """What has become of a tensor's elements."""
 
     WHOLE = 0
-    CUT = 1  # a part of them
-    GROWN = 2  # all of them, with others beside them
-    REBUILT = 3  # a part of them, with others beside them
+    FRONT = 1  # the first of them
+    BACK = 2  # others than the first
+    FOLLOWED = 3  # all of them, with others behind
+    PRECEDED = 4  # all of them, with others in front
+    REBUILT = 5  # a part of them at its place, with others beside it
+    SHIFTED = 6  # a part of them at another place, with others beside it
+
+
+GROWN = frozenset({Form.FOLLOWED, Form.PRECEDED})
+SAME_SIZE = frozenset({Form.WHOLE, Form.REBUILT, Form.SHIFTED})
 
 
 class Change(IntEnum):
@@ -103,7 +113,7 @@ class Dataflow:
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
         self.steps = list(_flattened(graph.node, {}, [0]))
-        self.weights = {tensor.name for tensor in graph.initializer}
+        self._constants = dict(_small_constants(graph, self.steps))
         self._takers: dict[str, list[int]] = defaultdict(list)
         for place, step in enumerate(self.steps):
             for name in dict.fromkeys(step.inputs):
@@ -126,10 +136,10 @@ class Dataflow:
         seen = set(waiting)
         while waiting:
             step = self.steps[heapq.heappop(waiting)]
-            flow = self._through(step, found)
-            if not flow.ways and not flow.mixed:
-                continue
-            for name in filter(None, step.outputs):
+            for place, name in enumerate(step.outputs):
+                flow = self._through(step, found, place)
+                if not name or not (flow.ways or flow.mixed):
+                    continue
                 found[name] = flow
                 for taker in self._takers[name]:
                     if taker not in seen:
@@ -167,15 +177,16 @@ class Dataflow:
                 waiting += maker.inputs[1:] if maker.op == "CastLike" else maker.inputs
         return found
 
-    def _through(self, step: Step, found: dict[str, Flow]) -> Flow:
+    def _through(self, step: Step, found: dict[str, Flow], output: int) -> Flow:
+        """What reaches one output of a step."""
         flow = Flow()
         for place, name in enumerate(step.inputs):
             if name in found:
-                flow = flow | self._one(step, place, found[name])
+                flow = flow | self._one(step, place, found[name], output)
         return flow
 
-    def _one(self, step: Step, place: int, flow: Flow) -> Flow:
-        """What a flow into one input of a step is behind it."""
+    def _one(self, step: Step, place: int, flow: Flow, output: int) -> Flow:
+        """What a flow into one input of a step is at one of its outputs."""
         op = step.op
         if op in _SHAPES:
             return Flow()
@@ -192,7 +203,19 @@ class Dataflow:
         gate = op == "Mul" and any(self._is_gate(name) for name in others)
         if op == "Concat" and not any(self.sources(name) for name in others):
             op = "Identity"  # nothing but constants beside it
-        return Flow({_changed(way, op, gated=gate) for way in flow.ways}, flow.mixed)
+        if op in _SCATTERING and not any(self.sources(name) for name in step.inputs[1:2]):
+            op = "Add"  # always the same elements are overwritten
+        first = place == 0
+        if op in _CUTTING:
+            front = output == 0 if step.op == "Split" else self._cuts_front(step)
+            return Flow({_cut_way(way, front=front) for way in flow.ways}, flow.mixed)
+        return Flow({_changed(way, op, gated=gate, first=first) for way in flow.ways}, flow.mixed)
+
+    def _cuts_front(self, step: Step) -> bool:
+        """Whether a Slice or Gather takes the first elements."""
+        name = step.inputs[1] if len(step.inputs) > 1 else ""
+        tensor = self._constants.get(name)
+        return tensor is not None and tensor.size > 0 and not np.any(tensor)
 
     def _is_gate(self, name: str) -> bool:
         """Whether a factor is one between 0 and 1 that depends on what is computed, or 1 less such a one."""
@@ -211,12 +234,22 @@ class Dataflow:
         return False
 
 
-def _changed(way: Way, op: str, *, gated: bool) -> Way:
+def _cut_way(way: Way, *, front: bool) -> Way:
+    form = Form.FRONT if front else Form.BACK
+    if way.form in GROWN:
+        form = Form.REBUILT if front == (way.form == Form.FOLLOWED) else Form.SHIFTED
+    elif way.form in {Form.REBUILT, Form.SHIFTED}:
+        form = way.form
+    return way._replace(form=form)
+
+
+def _changed(way: Way, op: str, *, gated: bool, first: bool) -> Way:
     form, change = way.form, way.change
-    if op in _CUTTING:
-        form = Form.REBUILT if form in {Form.GROWN, Form.REBUILT} else Form.CUT
-    elif op in _JOINING:
-        form = Form.GROWN if form in {Form.WHOLE, Form.GROWN} else Form.REBUILT
+    if op in _JOINING:
+        if form == Form.WHOLE:
+            form = Form.FOLLOWED if first else Form.PRECEDED
+        elif form in {Form.FRONT, Form.BACK}:
+            form = Form.REBUILT if first == (form == Form.FRONT) else Form.SHIFTED
     elif op in _SCALING or op == "Where":
         change = max(change, Change.SCALED)
     elif op in _SCATTERING:
@@ -239,6 +272,21 @@ def _is_zero(step: Step, zeros: Sequence[bool]) -> bool:
         return all(zeros[1:] if op == "Where" else zeros[:-1])
     bare = op in {"Conv", "ConvTranspose"} and len(zeros) == len(("X", "W"))
     return zeros[:1] == [True] and (bare or op in _LAYOUT | _CUTTING | _ZERO_KEEPING)
+
+
+def _small_constants(graph: GraphProto, steps: Iterable[Step]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The integers that say where something is cut."""
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.INT64 and math.prod(tensor.dims) <= _SMALL:
+            yield tensor.name, numpy_helper.to_array(tensor)
+    for step in steps:
+        if step.op == "Constant" and step.node is not None:
+            for value in step.node.attribute:
+                if value.name == "value" and value.t.data_type == TensorProto.INT64:
+                    yield step.outputs[0], numpy_helper.to_array(value.t)
+                elif value.name in {"value_int", "value_ints"}:
+                    numbers = [value.i] if value.name == "value_int" else list(value.ints)
+                    yield step.outputs[0], np.asarray(numbers)
 
 
 def _flattened(

@@ -41,6 +41,7 @@ def artifact_page(name: str, certificate: Certificate, curves: Curves, precision
         cases_section(certificate.records, precision),
         invariances_section(certificate.invariances),
         controls_section(certificate.controls),
+        states_section(certificate.states),
         _not_checked(certificate),
         records_section(certificate.records),
     ]
@@ -148,6 +149,14 @@ def controls_section(controls: Mapping[str, float]) -> str:
         " epsilons, where the bar is equality of bytes); 1 would still have passed.</p>\n"
         + plots.log_bars(controls, x="times the bar")
     )
+
+
+def states_section(states: Mapping[str, str]) -> str:
+    """What was taken for a state, and what says so."""
+    lines = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>" for name, text in states.items()
+    )
+    return f"<h2>What says that these are states</h2>\n<table>{lines}</table>" if states else ""
 
 
 def _not_checked(certificate: Certificate) -> str:

@@ -5,18 +5,18 @@ Owns that decision, and the question where it is open: names and shapes only pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ValueInfoProto
 
-from export.dataflow import Change, Dataflow
-from export.state_evidence import CELLS, Evidence, Evidences, Kind, Weight, has_time
-from export.state_names import like_a_running_value, like_a_state, stem, stem_without_number
+from export.dataflow import Change
+from export.state_evidence import CELLS, Evidences
+from export.state_names import stem
 from export.theirs import Dim, Theirs, WrapError, dims, dtype
 
-TOLD = "told by --state"
-_SHOWN = 8
+TOLD = "as told"
+SHOWN = 8
 Values = dict[str, ValueInfoProto]
 
 
@@ -57,42 +57,24 @@ def find_pairs(theirs: Theirs, asked: Mapping[str, str], plain: Iterable[str]) -
 
     `plain` inputs are none. Raises WrapError for a pair that can't be.
     """
-    inputs, outputs = _open(theirs, plain)
-    pairs = _checked(asked, inputs, outputs) | theirs.starts
+    inputs, outputs = open_tensors(theirs, plain)
+    pairs = checked(asked, inputs, outputs) | theirs.starts
     return {value.name: pairs[value.name] for value in theirs.inputs if value.name in pairs}
 
 
-def settle(theirs: Theirs, asked: Mapping[str, str], plain: Iterable[str]) -> States:
-    """The states of a graph: all of `asked` where it isn't empty, else those that the graph has evidence for.
-
-    Raises StateQuestionError where evidence is missing or speaks for two readings, NoStateError where there is no state,
-    and WrapError for one that can't be carried.
-    """
-    inputs, outputs = _open(theirs, plain)
-    if not inputs or not outputs:
-        raise NoStateError(_no_state(inputs, outputs))
-    evidences = Evidences(Dataflow(theirs.model.graph), inputs, outputs)
-    if asked:
-        _checked(asked, inputs, outputs)
-        for one, other in asked.items():
-            _refuse_contradiction(evidences, one, other)
-            _refuse_growth(evidences, one, other)
-        return States(dict(asked), dict.fromkeys(asked, TOLD))
-    return _Settling(inputs, outputs, evidences, theirs.renamed).settled()
-
-
-def _open(theirs: Theirs, plain: Iterable[str]) -> tuple[Values, Values]:
+def open_tensors(theirs: Theirs, plain: Iterable[str]) -> tuple[Values, Values]:
     """The inputs that may be states, and the outputs that may be successors."""
     excluded = {*plain, *theirs.starts}
     inputs = {value.name: value for value in theirs.inputs if value.name not in excluded}
     return inputs, {value.name: value for value in theirs.outputs if value.name not in theirs.starts.values()}
 
 
-def _checked(asked: Mapping[str, str], inputs: Values, outputs: Values) -> dict[str, str]:
+def checked(asked: Mapping[str, str], inputs: Values, outputs: Values) -> dict[str, str]:
+    """The pairs that are asked; raises WrapError for one that names nothing, or tensors of two dtypes."""
     for name, successor in asked.items():
         for kind, wanted, there in (("input", name, inputs), ("output", successor, outputs)):
             if wanted not in there:
-                raise WrapError(f"--state {name}={successor}: no {kind} is called {wanted!r}, only {_listed(there)}")
+                raise WrapError(f"--state {name}={successor}: no {kind} is called {wanted!r}, only {listed(there)}")
         if dtype(inputs[name]) != dtype(outputs[successor]):
             raise WrapError(
                 f"--state {name}={successor}: {dtype(inputs[name])} goes in, {dtype(outputs[successor])} comes out"
@@ -102,7 +84,7 @@ def _checked(asked: Mapping[str, str], inputs: Values, outputs: Values) -> dict[
     return dict(asked)
 
 
-def _refuse_contradiction(evidences: Evidences, one: str, other: str) -> None:
+def refuse_contradiction(evidences: Evidences, one: str, other: str) -> None:
     """Raise WrapError where an output is the last state of a node that doesn't begin from the input."""
     for cell in evidences.cells:
         if cell.step.op not in CELLS or not cell.last or evidences.flow.sources(cell.first):
@@ -116,7 +98,8 @@ def _refuse_contradiction(evidences: Evidences, one: str, other: str) -> None:
             )
 
 
-def _refuse_growth(evidences: Evidences, one: str, other: str) -> None:
+def refuse_growth(evidences: Evidences, one: str, other: str) -> None:
+    """Raise WrapError where the output is a longer copy of the input."""
     by = evidences.grows(one, other)
     if by is not None:
         raise WrapError(
@@ -126,265 +109,10 @@ def _refuse_growth(evidences: Evidences, one: str, other: str) -> None:
         )
 
 
-class _Settling:
-    """The decision on one graph: evidence that stands alone, then names with evidence, then questions."""
-
-    def __init__(self, inputs: Values, outputs: Values, evidences: Evidences, called: Mapping[str, str]) -> None:
-        self.inputs, self.outputs, self.evidences, self.called = inputs, outputs, evidences, called
-        self.found = States()
-        self.known: dict[tuple[str, str], Evidence] = {}
-
-    def settled(self) -> States:
-        """The states; raises StateQuestionError, NoStateError or WrapError."""
-        self._take_alone()
-        self._refuse_growing()
-        self._take_named()
-        self._ask_named()
-        self._ask_left_over()
-        if not self.found.pairs:
-            self._ask_without_names()
-        order = {one: self.found.pairs[one] for one in self.inputs if one in self.found.pairs}
-        return States(order, self.found.evidence)
-
-    def _free(self) -> tuple[Values, Values]:
-        pairs = self.found.pairs
-        inputs = {name: value for name, value in self.inputs.items() if name not in pairs}
-        return inputs, {name: value for name, value in self.outputs.items() if name not in pairs.values()}
-
-    def _evidence(self, one: str, other: str) -> Evidence:
-        if (one, other) not in self.known:
-            self.known[one, other] = self.evidences.of(one, other)
-        return self.known[one, other]
-
-    def _alike(self, one: str, other: str) -> bool:
-        return _alike(self.inputs[one], self.outputs[other])
-
-    def _stem(self, name: str) -> tuple[str, ...]:
-        return stem(self.called.get(name, name))
-
-    def _called_alike(self, one: str, other: str) -> bool:
-        return bool(self._stem(one)) and self._stem(one) == self._stem(other)
-
-    def _take_alone(self) -> None:
-        """Pairs that nothing but a state explains."""
-        inputs, outputs = self._free()
-        pairs = [(one, other) for one in inputs for other in outputs if self._alike(one, other)]
-        pairs = [pair for pair in pairs if self._evidence(*pair).weight == Weight.ALONE]
-        exact = [pair for pair in pairs if dims(inputs[pair[0]]) == _declared(outputs[pair[1]])]
-        better = {name for pair in exact for name in pair}
-        pairs = [pair for pair in pairs if pair in exact or not better & set(pair)]
-        for one, other in pairs:
-            rivals = [pair for pair in pairs if pair != (one, other) and (pair[0] == one or pair[1] == other)]
-            preferred = self._called_alike(one, other) and not any(self._called_alike(*pair) for pair in rivals)
-            if rivals and not preferred:
-                continue
-            if self._evidence(one, other).kind != Kind.CARRIED and self._named_otherwise(one, other):
-                continue
-            self.found.add(one, other, str(self._evidence(one, other)))
-
-    def _named_otherwise(self, one: str, other: str) -> bool:
-        """Whether names propose another partner for either."""
-        if self._called_alike(one, other):
-            return False
-        pairs = [(one, name) for name in self.outputs] + [(name, other) for name in self.inputs]
-        return any(self._called_alike(*pair) and self._alike(*pair) for pair in pairs)
-
-    def _proposed(self) -> dict[str, str]:
-        """The free pairs that names propose; raises StateQuestionError where they propose two of the same."""
-        inputs, outputs = self._free()
-        inputs = {name: value for name, value in inputs.items() if like_a_state(name) or not has_time(value)}
-        found = self._matched(list(inputs), list(outputs), self._stem)
-        rest = [name for name in inputs if name not in found]
-        left = [name for name in outputs if name not in found.values()]
-        return found | self._matched(rest, left, lambda name: stem_without_number(self.called.get(name, name)))
-
-    def _matched(
-        self, inputs: Sequence[str], outputs: Sequence[str], stem_of: Callable[[str], tuple[str, ...]]
-    ) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name in inputs:
-            alike = [other for other in outputs if stem_of(name) and stem_of(other) == stem_of(name)]
-            alike = [other for other in alike if self._alike(name, other)]
-            if len(alike) > 1:
-                raise self._question(
-                    f"the successor of {name!r} could be {_listed(alike)}: say which, --state {name}=OUT",
-                    [{name: other} for other in alike],
-                )
-            if alike and alike[0] in found.values():
-                others = [other for other, successor in found.items() if successor == alike[0]]
-                raise self._question(
-                    f"{alike[0]!r} could be the successor of {_listed([*others, name])}: say --state IN=OUT",
-                    [{other: alike[0]} for other in (*others, name)],
-                )
-            if alike:
-                found[name] = alike[0]
-        return found
-
-    def _take_named(self) -> None:
-        """Pairs that names propose and the graph has evidence for, the best evidence first."""
-        proposed = self._proposed()
-        for one in sorted(proposed, key=lambda one: -self._evidence(one, proposed[one]).weight):
-            other = proposed[one]
-            evidence = self._evidence(one, other)
-            if self._better_elsewhere(one, other):
-                continue
-            if self._convinces(one, other, evidence):
-                self.found.add(one, other, str(evidence))
-            elif like_a_state(one) and self._in_a_formula(one, other, proposed):
-                self.found.add(one, other, str(Kind.FORMULA))
-
-    def _convinces(self, one: str, other: str, evidence: Evidence) -> bool:
-        """Whether the evidence and what the names say are enough together."""
-        says_so = like_a_state(one) or like_a_state(other)
-        if evidence.kind in {Kind.COUNTED, Kind.SHIFTED, Kind.WRITTEN, Kind.CARRIED}:
-            return True
-        if evidence.kind == Kind.UNCHANGED:
-            return self._lacks_time(one)
-        if evidence.kind in {Kind.SUMMED, Kind.FUNCTION, Kind.DELAYED}:
-            return says_so or like_a_running_value(one) or self._lacks_time(one)
-        return evidence.kind == Kind.GATED and says_so
-
-    def _in_a_formula(self, one: str, other: str, proposed: Mapping[str, str]) -> bool:
-        """Whether the pair is h beside the c of an LSTM's own formula: h' = o · tanh(c'), and c' depends on h."""
-        reached = self.evidences.from_inputs[one]
-        for cell, successor in {**proposed, **self.found.pairs}.items():
-            if cell != one and self._evidence(cell, successor).kind == Kind.GATED:
-                flow = self.evidences.from_inputs[cell].get(other)
-                if flow is not None and any(way.gated and way.change == Change.BENT for way in flow.ways):
-                    return successor in reached and other in reached
-        return False
-
-    def _better_elsewhere(self, one: str, other: str) -> bool:
-        """Whether the graph has more to say for another partner of either than for this pair."""
-        weight = max(self._evidence(one, other).weight, Weight.ELEMENTWISE)
-        inputs, outputs = self._free()
-        rivals = [(one, name) for name in outputs if name != other] + [(name, other) for name in inputs if name != one]
-        return any(
-            self._alike(*pair) and like_a_state(pair[0]) and self._evidence(*pair).weight > weight for pair in rivals
-        )
-
-    def _lacks_time(self, one: str) -> bool:
-        """Whether it has no axis for time where others have one."""
-        return not has_time(self.inputs[one]) and any(has_time(value) for value in self.inputs.values())
-
-    def _leaves_no_input(self, one: str) -> bool:
-        """Whether a stream would have nothing left to send if this were a state too."""
-        return not set(self.inputs) - set(self.found.pairs) - {one}
-
-    def _refuse_growing(self) -> None:
-        inputs, outputs = self._free()
-        for one, value in inputs.items():
-            for other, result in outputs.items():
-                if _rank_alike(value, result) and (like_a_state(one) or self._called_alike(one, other)):
-                    _refuse_growth(self.evidences, one, other)
-
-    def _ask_named(self) -> None:
-        """Raise StateQuestionError where names propose pairs that the graph has no evidence for."""
-        doubtful = {one: other for one, other in self._proposed().items() if not self._leaves_no_input(one)}
-        if doubtful:
-            one, other = next(iter(doubtful.items()))
-            raise self._question(
-                f"input {one!r} and output {other!r} are called like a state and its successor, and the graph alone"
-                f" doesn't say that they are ({self._why(one, other)})",
-                [self._by_evidence(doubtful)],
-                plain=list(doubtful),
-            )
-
-    def _why(self, one: str, other: str) -> str:
-        _, outputs = self._free()
-        for name in outputs:
-            if name != other and self._alike(one, name) and self._evidence(one, name).weight >= Weight.LINEAR:
-                return f"its nodes make {name!r} the successor of {one!r}: {self._evidence(one, name)}"
-        return str(self._evidence(one, other))
-
-    def _by_evidence(self, proposed: dict[str, str]) -> dict[str, str]:
-        """The proposal with partners exchanged where the graph's evidence speaks for others of the same."""
-        better = {
-            one: max(
-                (name for name in proposed.values() if self._alike(one, name)),
-                key=lambda name: (self._evidence(one, name).weight >= Weight.LINEAR, name == proposed[one]),  # noqa: B023
-            )
-            for one in proposed
-        }
-        left = [name for name in proposed.values() if name not in better.values()]
-        twice = [one for one in better if list(better.values()).count(better[one]) > 1]
-        for one in twice:  # the one without evidence takes what is left
-            if left and self._evidence(one, better[one]).weight < Weight.LINEAR:
-                better[one] = left.pop(0)
-        return better if len(set(better.values())) == len(better) else proposed
-
-    def _ask_left_over(self) -> None:
-        """Raise StateQuestionError where an input or an output is called like a state, and could have its counterpart."""
-        inputs, outputs = self._free()
-        for name, value in inputs.items():
-            if self._leaves_no_input(name):
-                continue
-            alike = [other for other in outputs if self._alike(name, other)]
-            if alike and like_a_state(name):
-                raise self._question(
-                    f"input {name!r} looks like a state, and its successor could be {_listed(alike)}: say --state"
-                    f" {name}=OUT (and every other pair), or --input {name} if it is no state",
-                    [{name: other} for other in alike[:_SHOWN]],
-                    plain=[name],
-                )
-            cell = self.evidences.cell_after(name)
-            if cell is not None:
-                raise self._cut_off(name, cell.step.op, cell.name)
-            told = [other for other in alike if like_a_state(other) and self._evidence(name, other).weight]
-            if told and self.found.pairs and not has_time(value):
-                raise self._question(
-                    f"output {told[0]!r} looks like a state, and input {name!r} could be what it was before: say --state"
-                    f" {name}={told[0]} (and every other pair), or --input {name} if it is no state",
-                    [{name: told[0]}],
-                    plain=[name],
-                )
-
-    def _cut_off(self, name: str, op: str, node: str) -> StateQuestionError:
-        """A node begins from an input, and gives its last state to no output."""
-        message = (
-            f"input {name!r} is the initial state of the {op} node {node!r}, whose last state is none of the outputs: it"
-            " can be connected and carried, or be sent with every step"
-        )
-        choices = [Choice("carried", ("--connect", node)), Choice("sent", ("--input", name))]
-        return StateQuestionError(message, choices)
-
-    def _ask_without_names(self) -> None:
-        """Raise StateQuestionError where the graph proposes pairs that no name speaks for, else NoStateError."""
-        message = _no_state(self.inputs, self.outputs)
-        found = [
-            (-self._evidence(one, other).weight, one, other)
-            for one, value in self.inputs.items()
-            for other in self.outputs
-            if self._alike(one, other) and not has_time(value)
-        ]
-        proposed: dict[str, str] = {}
-        for weight, one, other in sorted(found):
-            free = one not in proposed and other not in proposed.values()
-            if free and -weight >= Weight.LINEAR and len(proposed) + 1 < len(self.inputs):
-                proposed[one] = other
-        raise self._question(message, [proposed]) if proposed else NoStateError(message)
-
-    def _question(
-        self, message: str, readings: Sequence[Mapping[str, str]], plain: Sequence[str] = ()
-    ) -> StateQuestionError:
-        """The question with one choice for each reading (what are states besides those found) and one for none."""
-        choices = []
-        for reading in readings:
-            pairs = {**self.found.pairs, **reading}
-            if set(self.inputs) - set(pairs):
-                names = " and ".join(repr(name) for name in reading)
-                options = tuple(word for one, other in pairs.items() for word in ("--state", f"{one}={other}"))
-                meaning = f"{names} as state" if len(reading) == 1 else f"{names} as states"
-                choices.append(Choice(meaning, options))
-        if plain:
-            names = " and ".join(repr(name) for name in plain)
-            choices.append(Choice(f"{names} sent with every step", tuple(w for n in plain for w in ("--input", n))))
-        return StateQuestionError(message, choices)
-
-
-def _no_state(inputs: Iterable[str], outputs: Iterable[str]) -> str:
+def no_state(inputs: Iterable[str], outputs: Iterable[str]) -> str:
+    """The text of a refusal where nothing is a state."""
     return (
-        f"no state found: inputs {_listed(list(inputs))}, outputs {_listed(list(outputs))}; say which output is the"
+        f"no state found: inputs {listed(list(inputs))}, outputs {listed(list(outputs))}; say which output is the"
         " successor of which input: --state IN=OUT"
     )
 
@@ -393,7 +121,7 @@ def _called_alike(one: str, other: str) -> bool:
     return bool(stem(one)) and stem(one) == stem(other)
 
 
-def _alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
+def alike_shapes(one: ValueInfoProto, other: ValueInfoProto) -> bool:
     """Same dtype and rank, and no two fixed sizes that differ."""
     if one.type.tensor_type.elem_type != other.type.tensor_type.elem_type:
         return False
@@ -404,17 +132,19 @@ def _alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
     return len(first) == len(second) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
-def _rank_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
+def rank_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
     """Same dtype and rank."""
     if one.type.tensor_type.elem_type != other.type.tensor_type.elem_type:
         return False
     return not other.type.tensor_type.HasField("shape") or len(dims(one)) == len(dims(other))
 
 
-def _declared(value: ValueInfoProto) -> list[Dim] | None:
+def declared(value: ValueInfoProto) -> list[Dim] | None:
+    """The declared shape, if there is one."""
     return dims(value) if value.type.tensor_type.HasField("shape") else None
 
 
-def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
-    shown = [repr(name) for name in list(names)[:_SHOWN]]
-    return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
+def listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    """The first names of several, quoted."""
+    shown = [repr(name) for name in list(names)[:SHOWN]]
+    return ", ".join(shown) + (", …" if len(names) > SHOWN else "")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy.typing as npt
 
 from export import connected
-from export.pairs import NoStateError, StateQuestionError, settle
+from export.pairing import settle
+from export.pairs import NoStateError, StateQuestionError
 from export.theirs import Theirs
 from export.understanding import Asked
 
@@ -26,6 +27,7 @@ class Settled:
     first: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     connected: tuple[str, ...] = ()
     told: bool = False
+    remarks: tuple[str, ...] = ()
     question: StateQuestionError | None = None  # to be asked where a connection can't be proved
 
     def asked(self, asked: Asked) -> Asked:
@@ -43,19 +45,31 @@ def settle_states(theirs: Theirs, asked: Asked) -> Settled:
 
     Raises WrapError where that is open or can't be.
     """
-    plain = (*asked.inputs, *asked.constants, *asked.starts)
+    begun = connected.begun_by(theirs, asked.connect)
+    plain = (*asked.inputs, *asked.constants, *asked.starts, *begun)
     try:
         states = settle(theirs, asked.states, plain)
     except NoStateError:
-        nodes = connected.begins_anew(theirs)
-        if not nodes and not asked.connect:
+        if not asked.connect and not connected.recurrent(theirs):
             if asked.starts:
                 return Settled()
             raise
         return _connected(theirs, asked, {}, {}, asked.connect or (connected.ALL,))
     if not asked.connect:
-        return Settled(states.pairs, states.evidence)
+        return Settled(states.pairs, states.evidence, remarks=_remarks(theirs, asked))
     return _connected(theirs, asked, states.pairs, states.evidence, asked.connect)
+
+
+def _remarks(theirs: Theirs, asked: Asked) -> tuple[str, ...]:
+    """A line for each recurrent node that carries nothing from call to call, where states were inferred."""
+    if asked.states:
+        return ()
+    return tuple(
+        f"{node.op_type} node {node.name!r} begins anew at every call, as the file has it; if it goes along the"
+        f" stream's time, --connect {node.name} carries its state"
+        for node in connected.begins_anew(theirs)
+        if connected.is_forward(node)
+    )
 
 
 def _connected(

@@ -11,12 +11,13 @@ from enum import IntEnum, StrEnum
 
 from onnx import ValueInfoProto
 
-from export.dataflow import Change, Dataflow, Flow, Form, Step
+from export.dataflow import GROWN, SAME_SIZE, Change, Dataflow, Flow, Form, Step, Way
 from export.resident import RECURRENT
 from export.rewriting import attribute
 from export.theirs import Dim, dims
 
 CELLS = RECURRENT | {"DynamicQuantizeLSTM", "AttnLSTM"}  # all have their states at the same places
+LOOP = "Loop"  # may also refine a value within one step, so its own is less evidence than a Scan's over a sequence
 CELL_STATES = {5: 1, 6: 2}  # initial_h -> Y_h, initial_c -> Y_c: places among inputs and outputs
 # Operators that append to a cache themselves: places of caches among inputs, and of their successors among outputs.
 _GROWING = {
@@ -54,6 +55,7 @@ class Kind(StrEnum):
     FORMULA = "an LSTM's formula: a gate times a function of the next cell state, which depends on it"
     SHIFTED = "a window that is shifted: a part of it beside new values"
     WRITTEN = "a cache of which some elements are overwritten"
+    LOOPED = "a loop's value that is carried through it"
     CARRIED = "carried by a recurrent node"
 
 
@@ -61,7 +63,7 @@ _WEIGHTS = {
     Kind.NOTHING: Weight.NONE,
     Kind.MIXED: Weight.DEPENDS,
     Kind.FUNCTION: Weight.BENT,
-    **dict.fromkeys((Kind.COUNTED, Kind.DELAYED, Kind.SUMMED, Kind.GATED, Kind.FORMULA), Weight.LINEAR),
+    **dict.fromkeys((Kind.COUNTED, Kind.DELAYED, Kind.SUMMED, Kind.GATED, Kind.FORMULA, Kind.LOOPED), Weight.LINEAR),
     **dict.fromkeys((Kind.SHIFTED, Kind.WRITTEN, Kind.CARRIED), Weight.ALONE),
 }
 
@@ -106,7 +108,8 @@ class Evidences:
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.from_inputs = {name: flow.flows(name) for name in self.inputs}
         self.cells = list(_cells(flow))
-        self.carried = self._carried()
+        self.carried = self._carried(cell for cell in self.cells if cell.step.op != LOOP)
+        self.looped = self._carried(cell for cell in self.cells if cell.step.op == LOOP)
 
     def of(self, one: str, other: str) -> Evidence:
         """What says that the output `other` is the next value of the input `one`."""
@@ -118,9 +121,9 @@ class Evidences:
     def grows(self, one: str, other: str) -> str | None:
         """What makes the output a longer copy of the input; None where nothing does."""
         flow = self.from_inputs[one].get(other)
-        if flow is not None and not flow.mixed and flow.ways:
-            if all(way.form == Form.GROWN and way.change <= Change.SCALED for way in flow.ways):
-                return "Concat"
+        ways = set() if flow is None or flow.mixed else flow.ways
+        if ways and all(way.form in GROWN and way.change <= Change.SCALED for way in ways):
+            return "Concat"
         for step in self.flow.steps:
             domain = step.node.domain if step.node is not None else ""
             for taken, given in _GROWING.get((step.op, "" if domain == "ai.onnx" else domain), {}).items():
@@ -146,10 +149,10 @@ class Evidences:
         """How directly an input becomes that tensor: 1 unchanged, 2 scaled or masked; None where it doesn't."""
         return _carries(self.from_inputs[one].get(name)) if name else None
 
-    def _carried(self) -> dict[tuple[str, str], str]:
+    def _carried(self, cells: Iterable[Cell]) -> dict[tuple[str, str], str]:
         """The pairs that a recurrent node or a loop takes and gives, but for those that a better one excludes."""
         found: dict[tuple[str, str], tuple[int, str]] = {}
-        for cell in self.cells:
+        for cell in cells:
             firsts = {one: rank for one in self.inputs if (rank := self._into(one, cell.first))}
             if not firsts or not cell.last:
                 continue
@@ -173,33 +176,37 @@ class Evidences:
         """What speaks for a pair whose input doesn't reach the output: that this is a piece of another input."""
         for name in self.inputs:
             flow = self.from_inputs[name].get(other)
-            if name != one and flow is not None and flow.ways and not flow.mixed:
-                if all(way.change == Change.COPIED for way in flow.ways):
-                    return Kind.DELAYED
+            ways = set() if name == one or flow is None or flow.mixed else flow.ways
+            if ways and all(way.change == Change.COPIED for way in ways):
+                return Kind.DELAYED
         return Kind.NOTHING
 
     def _elementwise(self, one: str, other: str, flow: Flow) -> Kind:
-        if any(way.form == Form.REBUILT and way.change <= Change.SCALED for way in flow.ways) and not self._packed(one):
-            return Kind.SHIFTED
-        if any(way.change == Change.WRITTEN for way in flow.ways):
-            return Kind.WRITTEN
-        ways = {way for way in flow.ways if way.form in {Form.WHOLE, Form.REBUILT}}
-        added = {way for way in ways if way.change == Change.ADDED}
+        """What speaks for a pair whose input reaches the output."""
+        ways = {way for way in flow.ways if way.form in SAME_SIZE}
         if not ways:
-            return Kind.MIXED
-        if self.flow.sources(other) == {one} and not flow.mixed:
+            return Kind.LOOPED if (one, other) in self.looped else Kind.MIXED
+        if any(w.form == Form.SHIFTED and w.change <= Change.SCALED for w in ways) and not self._packed(one):
+            return Kind.SHIFTED
+        if any(way.change == Change.WRITTEN for way in ways):
+            return Kind.WRITTEN
+        if self.flow.sources(other) == {one} and not flow.mixed and all(w.change <= Change.ADDED for w in ways):
             return Kind.COUNTED if any(way.change > Change.SCALED for way in ways) else Kind.UNCHANGED
-        if other in self.flow.stay_zero(one):
-            return Kind.FACTOR
-        if any(way.gated for way in added):
-            return Kind.GATED
-        if flow.mixed:
-            return Kind.CORRECTED
-        return Kind.SUMMED if added else Kind.FUNCTION
+        return Kind.FACTOR if other in self.flow.stay_zero(one) else _sum_of(ways, mixed=flow.mixed)
 
     def _packed(self, one: str) -> bool:
         """Whether its parts are states of recurrent nodes: what else is copied from it says little then."""
         return any(first == one for first, _ in self.carried)
+
+
+def _sum_of(ways: Iterable[Way], *, mixed: bool) -> Kind:
+    """What an output is that has terms without the input."""
+    added = {way for way in ways if way.change == Change.ADDED}
+    if any(way.gated for way in added):
+        return Kind.GATED
+    if mixed:
+        return Kind.CORRECTED
+    return Kind.SUMMED if added else Kind.FUNCTION
 
 
 def has_time(value: ValueInfoProto) -> bool:
@@ -232,8 +239,8 @@ def _cells(flow: Dataflow) -> Iterable[Cell]:
                     first, last = _at(step.inputs, taken), _at(step.outputs, given)
                     name = "h" if given == 1 else "c"
                     yield Cell(step, first, last, f"{label}: initial_{name} and Y_{name}")
-        elif step.op in {"Loop", "Scan"} and step.node is not None:
-            skipped = 2 if step.op == "Loop" else 0
+        elif step.op in {LOOP, "Scan"} and step.node is not None:
+            skipped = 2 if step.op == LOOP else 0
             scanned = attribute(step.node, "num_scan_inputs", 0) if step.op == "Scan" else 0
             for place in range(len(step.node.input) - skipped - scanned):
                 yield Cell(step, step.inputs[skipped + place], _at(step.outputs, place), f"{label} carries it")

@@ -43,16 +43,19 @@ def records(folder: Path, whole: Whole, contract: Contract) -> list[ParityRecord
     try:
         truth = _truth(whole, contract, sample)
     except Exception as error:  # ONNX Runtime's exceptions have no common base
-        raise WrapError(f"{whole.path.name} doesn't run over sequences of any length: {one_line(error)}") from error
+        raise WrapError(
+            f"the states of its recurrent nodes can be connected, but {whole.path.name} doesn't run over {STEPS} steps"
+            f" at once to prove that by: {one_line(error)}"
+        ) from error
     answer = in_changing_batches(folder / artifact.RESIDENT, contract, sample, CHUNK if contract.ragged else 1, seed=2)
     made = [record for spec in contract.outputs for record in _compared(spec, answer[spec.name], truth, whole)]
     failed = [record for record in made if not record.passed]
     if failed:
         worst = max(failed, key=lambda record: record.max_ratio)
         raise WrapError(
-            f"with the states of its recurrent nodes connected, a stream's {worst.tensor!r} is {worst.max_error:.2g} off"
-            f" from {whole.path.name} run over {worst.steps} steps at once: the nodes don't go along the stream's time,"
-            " or something else sees more than one step"
+            f"with the states of its recurrent nodes connected, a stream's {worst.tensor!r} is {worst.max_error:.2g}"
+            f" off from {whole.path.name} run over {worst.steps} steps at once: the nodes don't go along the stream's"
+            " time, or something else sees more than one step"
         )
     return made
 
@@ -71,18 +74,30 @@ def _truth(whole: Whole, contract: Contract, sample: Sample) -> dict[int, Arrays
     timed = all(spec.time_axis is not None for spec in contract.outputs)
     found: dict[int, Arrays] = {}
     for steps in (STEPS,) if timed else PREFIXES:
-        streams = [_one(whole, runner, contract, sample, stream, steps) for stream in range(STREAMS)]
+        streams = [_one(whole, runner, contract, _stream(sample, contract, stream, steps)) for stream in range(STREAMS)]
         found[steps] = {name: np.stack([one[name] for one in streams]) for name in streams[0]}
     return found
 
 
-def _one(whole: Whole, runner: Any, contract: Contract, sample: Sample, stream: int, steps: int) -> Arrays:
+def _stream(sample: Sample, contract: Contract, stream: int, steps: int) -> Arrays:
+    """One stream's first steps, [1, T, *shape]."""
+    longest = {spec.name: steps if spec.time_axis is not None else 1 for spec in contract.inputs}
+    return {name: value[stream : stream + 1, : longest[name]] for name, value in sample.inputs.items()}
+
+
+def _one(whole: Whole, runner: Any, contract: Contract, inputs: Arrays) -> Arrays:
+    """What the file gives for inputs [1, T, *shape] at once."""
+    steps = max(value.shape[1] for value in inputs.values())
     feeds = {}
     for spec in contract.inputs:
-        value = sample.inputs[spec.name][stream : stream + 1, : steps if spec.time_axis is not None else 1]
-        feeds[whole.theirs.get(spec.name, spec.name)] = np.repeat(
-            model_axes(spec, value), whole.streams, spec.batch_axis
-        )
+        value = np.repeat(model_axes(spec, inputs[spec.name]), whole.streams, spec.batch_axis)
+        feeds[whole.theirs.get(spec.name, spec.name)] = value
+    taken = {value.name for value in runner.get_inputs()}
+    for state in contract.states:
+        name = whole.theirs.get(state.input, state.input)
+        if name in taken:
+            first = np.expand_dims(state.initial_value().reshape(state.shape), state.batch_axis)
+            feeds[name] = np.repeat(first, whole.streams, state.batch_axis)
     for constant in contract.constants:
         value = np.frombuffer(constant.value, constant.dtype).reshape(constant.shape)
         feeds[whole.theirs.get(constant.name, constant.name)] = value

@@ -89,6 +89,11 @@ def wrap(
             controls[fault] = missed_by(records)
             progress("planted faults", done, total)
         certificate = wrap_proof.certificate(made.records, made.contract, controls)
+        certificate = replace(
+            certificate,
+            states=state_notes.noted(made.contract),
+            not_checked=(*certificate.not_checked, *(line for line in made.remarks if line.startswith(UNPROVED))),
+        )
         contract = artifact.seal(folder, made.contract, certificate)
         page = artifact_page(f"{name}/{final.name}", certificate, {})
         (folder / artifact.PAGE).write_text(page, encoding="utf-8")
@@ -168,6 +173,7 @@ def _first_that_holds(
         name_nodes(work.theirs.model.graph)
     work.states = settle_states(work.theirs, work.asked)
     work.asked = work.states.asked(work.asked)
+    work.remarks += work.states.remarks
     work.asked = add_starts(work.theirs, work.asked)
     folded = _fold_constants(work)
     add_batch(work.theirs, work.asked)

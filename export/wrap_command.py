@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a stateful ONNX model that somebody else made into an artifact that the server can serve: its"
         " states stay on the server, a client sends one step after the other. States are inferred from what the graph's"
         " nodes do with them, axes and ranges from names, shapes and a trial run; where a choice is left, the refusal"
-        " names the option that settles it, with the command line to copy. Nothing is written unless the result gives, bit for bit, what plain ONNX Runtime calls of the given file"
-        " give with the states carried by hand.",
+        " names the option that settles it, with the command line to copy. Nothing is written unless the result gives,"
+        " bit for bit, what plain ONNX Runtime calls of the given file give with the states carried by hand.",
         epilog="what can be told:\n"
         "  a state             --state h=h_out           input and its successor among the outputs; all, or none\n"
         "  no state            --input cell_id           an input that only looks like one\n"

@@ -192,6 +192,7 @@ class Certificate:
     not_checked: tuple[str, ...] = ()
     invariances: Mapping[str, bool] = field(default_factory=dict)
     controls: Mapping[str, float] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)  # of a wrapped graph: by input, what says it is a state
     # What the proof is for besides the weights: each graph's `graph_digest` by file name, and `Contract.digest`.
     digests: Mapping[str, str] = field(default_factory=dict)
 
@@ -382,6 +383,7 @@ def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
         "not_checked": list(certificate.not_checked),
         "invariances": dict(certificate.invariances),
         "controls": dict(certificate.controls),
+        "states": dict(certificate.states),
         "digests": dict(certificate.digests),
     }
 
@@ -423,5 +425,6 @@ def _certificate(plain: Mapping[str, Any]) -> Certificate:
         not_checked=tuple(plain["not_checked"]),
         invariances={str(name): bool(held) for name, held in plain.get("invariances", {}).items()},
         controls={str(name): float(ratio) for name, ratio in plain.get("controls", {}).items()},
+        states={str(name): str(text) for name, text in plain.get("states", {}).items()},
         digests={str(name): str(digest) for name, digest in plain.get("digests", {}).items()},
     )
