@@ -290,7 +290,7 @@ class Pairing:
         proposed: dict[str, str] = {}
         for weight, one, other in sorted(found):
             free = one not in proposed and other not in proposed.values()
-            if free and -weight >= Weight.LINEAR and len(proposed) + 1 < len(self.inputs):
+            if free and -weight >= Weight.LINEAR and len(proposed) + 1 < min(len(self.inputs), len(self.outputs)):
                 proposed[one] = other
         if not proposed:
             raise NoStateError(message)

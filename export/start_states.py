@@ -29,13 +29,11 @@ Array = npt.NDArray[Any]
 def add_starts(theirs: Theirs, asked: Asked) -> Asked:
     """Give each input of `asked.starts` its shape and its successor; what is asked then, with its axes and first value.
 
-    Raises WrapError where one can't be such an input.
+    Raises WrapError where its values aren't of its dtype.
     """
     if not asked.starts:
         return asked
     values = {value.name: value for value in theirs.inputs}
-    for name in asked.starts:
-        _check(name, values, asked)
     said = {name: _fitted(values[name], both) for name, both in asked.starts.items()}
     theirs.starts = dict.fromkeys(asked.starts, "")  # the names of the others' successors come first
     known = find_pairs(theirs, asked.states, (*asked.inputs, *asked.constants))
@@ -47,6 +45,13 @@ def add_starts(theirs: Theirs, asked: Asked) -> Asked:
     axes: dict[str, Layout] = {name: (BATCH, *[1] * (len(dims(values[name])) - 1)) for name in said}
     firsts = {name: true for name, (_, true) in said.items()}
     return replace(asked, starts=said, shapes={**asked.shapes, **axes}, initial={**asked.initial, **firsts})
+
+
+def check_starts(theirs: Theirs, asked: Asked) -> None:
+    """Raise WrapError where one of `asked.starts` can't be such an input, or is asked to be something else too."""
+    values = {value.name: value for value in theirs.inputs}
+    for name in asked.starts:
+        _check(name, values, asked)
 
 
 def _fitted(value: ValueInfoProto, both: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -183,7 +183,8 @@ class Evidences:
 
     def _elementwise(self, one: str, other: str, flow: Flow) -> Kind:
         """What speaks for a pair whose input reaches the output."""
-        ways = {way for way in flow.ways if way.form in SAME_SIZE}
+        # A sum may be over all of a chunk's steps, of which the last is cut out.
+        ways = {way for way in flow.ways if way.form in SAME_SIZE or way.change >= Change.ADDED}
         if not ways:
             return Kind.LOOPED if (one, other) in self.looped else Kind.MIXED
         if any(w.form == Form.SHIFTED and w.change <= Change.SCALED for w in ways) and not self._packed(one):

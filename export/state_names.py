@@ -18,12 +18,12 @@ _SIDES = frozenset(
 _WEAK_SIDES = frozenset({"n", "t"})  # likewise, but a name of their own where nothing else is left
 _LETTER_AND_SIDE = re.compile(r"([hcs])[ntxyio]")  # hn, cx, …
 _STATE = re.compile(
-    r"h|c|hc|hh|kv|past|mem|carry|carries|buf|ctx|context|hist|history|histories|recurrent|rnn|lstm|gru|ssm|cached"
+    r"h|c|s|hc|hh|kv|past|mem|carry|carries|buf|ctx|context|hist|history|histories|recurrent|rnn|lstm|gru|ssm|cached"
     r"|memories|\w*(hidden|cell|state|cache|memory|buffer)s?"
 )
 _RUNNING = re.compile(
     r"total|sum|acc|accum\w*|count\w*|mean|avg|average|var|variance|std|ema|seen|running|moving|integral|offset|position"
-    r"|pos|step|steps|len|lens|processed"
+    r"|pos|step|steps|len|lens|processed|[b-hj-np-tvw]"
 )
 
 
@@ -55,5 +55,5 @@ def like_a_state(name: str) -> bool:
 
 
 def like_a_running_value(name: str) -> bool:
-    """Whether a name says something that is added up from step to step."""
+    """Whether a name says something that is added up from step to step, or is a letter that doesn't say data."""
     return any(_RUNNING.fullmatch(word) for word in words(name))

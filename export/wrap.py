@@ -22,7 +22,7 @@ from export.pairs import StateQuestionError
 from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
 from export.run_faults import missed_by, planted, run_faults
 from export.settled import Settled, settle_states
-from export.start_states import add_starts
+from export.start_states import add_starts, check_starts
 from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
 from export.unbatched import add_batch
 from export.understanding import Asked, Understood, constants_of, fitted, loosened, understand
@@ -171,6 +171,7 @@ def _first_that_holds(
     restore(work.theirs, [*work.asked.states, *work.asked.constants, *work.asked.starts])
     if decide(work.theirs.model, constants_of(work.theirs, work.asked)):
         name_nodes(work.theirs.model.graph)
+    check_starts(work.theirs, work.asked)
     work.states = settle_states(work.theirs, work.asked)
     work.asked = work.states.asked(work.asked)
     work.remarks += work.states.remarks

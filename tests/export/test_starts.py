@@ -182,9 +182,16 @@ def test_an_input_with_a_value_of_its_own(wrap: Wrap) -> None:
     assert (start.state.input, start.state.output) == ("START", "START_next_")
 
 
-def test_a_start_is_never_taken_for_another_state(wrap: Wrap) -> None:
-    """Where shapes alone tell states, those that say a start don't stand in the way."""
-    contract = wrap(starting.SHAPED)
+def test_a_start_is_never_taken_for_another_state(
+    wrap: Wrap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no name tells states, what is proposed is never what says a start, though its shape is the same."""
+    path = wrapped.save(starting.SHAPED, tmp_path / "theirs.onnx")
+    assert command.main(["wrap", str(path), "--name", "a", "--out", str(tmp_path), "--start", "START"]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("--start START --state q=z\n")
+    assert "START=" not in error
+    contract = wrap(starting.SHAPED, "--start", "START", "--state", "q=z")
     assert {state.input: state.output for state in contract.states} == {"START": "START_next", "q": "z"}
 
 
