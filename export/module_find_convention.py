@@ -36,7 +36,7 @@ def guessed(module: nn.Module) -> Tensor:
     found = parameters_of(module)
     names = [name for name, p in found.items() if p.default is p.empty and not _is_state(name, p)]
     names = names or list(found)[:1]
-    layers = [part for part in module.modules() if not list(part.children())]
+    layers = [part for part in module.modules() if not list(part.children()) and list(part.parameters())]
     if len(names) != 1 or not layers:
         raise ModuleError("say what forward takes, as in --input x=float32[batch,time,5]")
     first: Any = layers[0]

@@ -167,6 +167,10 @@ def _outputs(caller: Caller, *, bare: bool) -> tuple[tuple[Tensor, ...], list[st
         layout: list[int | str] = []
         for size, less, short in shapes:
             layout.append(BATCH if size != less else TIME if size != short else int(size))
+            if (size, less, short) == (STREAMS * STEPS, (STREAMS - 1) * STEPS, STREAMS * (STEPS - 1)):
+                raise ModuleError(
+                    f"output {name!r} has streams and steps on one axis (a view(-1, …)): {_one_step(caller)}"
+                )
             if size != short and (size, short) != (STEPS, STEPS - 1):
                 raise ModuleError(
                     f"output {name!r} has {size} values on one axis for {STEPS} steps: a stream's outputs are one per"
@@ -176,6 +180,16 @@ def _outputs(caller: Caller, *, bare: bool) -> tuple[tuple[Tensor, ...], list[st
             raise ModuleError(f"output {name!r} {list(value.shape)} has no axis that is one per stream")
         outputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), tuple(layout)))
     return tuple(outputs), remarks
+
+
+def _one_step(caller: Caller) -> str:
+    """What to do about a forward that joins its axes."""
+    shapes = [
+        (t.name, t.dtype, ",".join("1" if size == TIME else str(size) for size in t.layout))
+        for t in caller.probe.inputs
+    ]
+    options = " ".join(f"--input {name}={dtype}[{axes}]" for name, dtype, axes in shapes)
+    return f"let it keep both, or export single steps, {options}"
 
 
 def _takes_time(caller: Caller, outputs: Sequence[Tensor]) -> bool:

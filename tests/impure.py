@@ -122,6 +122,23 @@ class Failing(Base):
         return x
 
 
+class Flattened(nn.Module):
+    """A language model whose logits have streams and steps on one axis, a dropout in front (pytorch/examples)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.encoder, self.rnn, self.decoder = nn.Embedding(30, 6), nn.LSTM(6, 10, 2), nn.Linear(10, 30)
+
+    def init_hidden(self, bsz: int) -> tuple[Tensor, Tensor]:
+        weight = next(self.parameters())
+        return weight.new_zeros(2, bsz, 10), weight.new_zeros(2, bsz, 10)
+
+    def forward(self, tokens: Tensor, hidden: Any) -> Any:
+        y, hidden = self.rnn(self.drop(self.encoder(tokens)), hidden)
+        return functional.log_softmax(self.decoder(y).view(-1, 30), dim=1), hidden
+
+
 class TimeFirst(nn.Module):
     """A language model on PyTorch's default axes, which exchanges them by itself where `swaps`."""
 

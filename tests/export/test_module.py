@@ -170,12 +170,13 @@ def test_what_cannot_stream_is_refused_with_its_reason(make: Any, inputs: list[s
     assert "\n" not in str(refusal.value)
 
 
-def test_control_flow_on_values_cannot_be_traced(tmp_path: Path) -> None:
+def test_control_flow_on_values_cannot_be_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It may stream, and there is still no graph of it."""
     module, plan = planned(modules.Branching, [])
     check_streams(plan, module)
     with pytest.raises(ModuleError, match=r"its control flow depends on values.*\(modules.py line \d+\)") as refusal:
         to_onnx(plan, copy.deepcopy(module), tmp_path / "a.onnx")
+    assert capsys.readouterr() == ("", "")
     assert "\n" not in str(refusal.value)
 
 

@@ -76,3 +76,12 @@ def test_exchanged_axes_are_no_traceback() -> None:
     module, plan = planned(impure.TimeFirst, ["tokens=int64[batch,time]"])
     with pytest.raises(ModuleError, match=r"tokens=int64\[batch,time\]"):
         check_streams(plan, module)
+
+
+def test_joined_axes_are_a_single_steps() -> None:
+    """A forward that joins streams and steps is refused with the input of one step, which it takes."""
+    with pytest.raises(ModuleError, match=r"streams and steps on one axis.*--input tokens=int64\[1,batch\]"):
+        planned(impure.Flattened, [])
+    module, plan = planned(impure.Flattened, ["tokens=int64[1,batch]"])
+    assert plan.bare
+    check_streams(plan, module)
