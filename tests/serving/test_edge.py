@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_an_admin_call_takes_one_request(bare: Connection) -> None:
     wrong = bare.begin(f"{SERVICE}/GetModel")
     bare.send(wrong, b"\xff\xff\xff")
     assert bare.until_ended(wrong)["grpc-message"] == "the message isn't a cellstream.v1.GetModelRequest"
+
+
+def test_an_answer_from_the_pool_leaves_at_once(channel: grpc.Channel) -> None:
+    """A function that may wait runs elsewhere, and its answer doesn't wait for the thread's next look."""
+    listed: Any = channel.unary_unary(LIST, pb.ListModelsRequest.SerializeToString, pb.ListModelsResponse.FromString)
+    began = time.monotonic()
+    for _ in range(20):
+        assert listed(pb.ListModelsRequest(), timeout=SECONDS).models
+    assert time.monotonic() - began < 20 * unary._POLL_SECONDS / 2
 
 
 def test_a_watcher_of_what_health_does_not_know(channel: grpc.Channel) -> None:
