@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from serving.pinned import PageLockError
 CPU = "CPUExecutionProvider"
 UNGRAPHED = -1  # the graph id that asks for a run without a CUDA graph
 _ERROR, _FATAL = 3, 4  # levels of ONNX Runtime's log
+MOST_BYTES = 2**31 - 1  # of a tensor that a session takes from memory; weights of more may hold such a one
 TF32 = "tf32"  # the precision that lets a GPU round products to TF32
 
 
@@ -109,13 +111,9 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    # For the few small constants that ONNX Runtime reads before it looks at what is in memory.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
-    if files.weights:
-        options.add_external_initializers_from_files_in_memory([WEIGHTS], [files.weights], [len(files.weights)])
     providers = [(CUDA, cuda_options(device.number, precision, graphs=graphs))] if device.number is not None else [CPU]
     try:
-        session = ort.InferenceSession(files.graph, options, providers=providers, enable_fallback=0)
+        session = _session(files, options, providers)
     except Exception as error:
         lacks = f" (there is no {WEIGHTS} beside it)" if files.weights is None else ""
         public = f"ONNX Runtime can't load its {path.name}{lacks}"
@@ -123,6 +121,22 @@ def open_session(
     if device.provider not in session.get_providers():
         raise ConfigError(f"{path}: ONNX Runtime didn't start its {device.provider} on {device}; its own log says why")
     return session
+
+
+def _session(files: GraphFiles, options: Any, providers: Sequence[Any]) -> Any:
+    """A session on bytes, or, where ONNX Runtime takes the weights from a file only, on a private copy of it."""
+    if files.weights is not None and len(files.weights) > MOST_BYTES:
+        with tempfile.TemporaryDirectory(prefix="cellstream-") as folder:  # what is mapped outlives its name
+            copy = Path(folder) / files.path.name
+            copy.write_bytes(files.graph)
+            copy.with_name(WEIGHTS).write_bytes(files.weights)
+            return ort.InferenceSession(copy, options, providers=providers, enable_fallback=0)
+    # For the few small constants that ONNX Runtime reads before it looks at what is in memory.
+    folder = str(files.path.parent.resolve())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if files.weights:
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [files.weights], [len(files.weights)])
+    return ort.InferenceSession(files.graph, options, providers=providers, enable_fallback=0)
 
 
 def cuda_options(number: int, precision: str, *, graphs: bool) -> dict[str, str]:

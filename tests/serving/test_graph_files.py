@@ -13,6 +13,7 @@ import pytest
 from export import pipeline
 from model.checkpoint import Checkpoint
 from model.lstm import LSTM, Spec
+from serving import device
 from serving.engine import Engine
 from serving.errors import ConfigError
 from serving.graph_files import WEIGHTS, GraphFiles
@@ -59,13 +60,17 @@ def replace(path: Path) -> None:
     path.with_suffix(".new").rename(path)
 
 
+@pytest.mark.parametrize("most_bytes", [device.MOST_BYTES, 0], ids=["in memory", "a private copy"])
 @pytest.mark.parametrize(
     "change",
     [overwrite, replace, lambda path: os.truncate(path, 0), lambda path: os.truncate(path, 5000), Path.unlink],
     ids=["overwritten", "replaced", "emptied", "truncated", "removed"],
 )
-def test_files_that_change_under_an_engine_change_no_answer(folder: Path, change: Callable[[Path], object]) -> None:
+def test_files_that_change_under_an_engine_change_no_answer(
+    folder: Path, change: Callable[[Path], object], most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An engine of a folder that is rewritten, cut or emptied answers as before, in every row of its table."""
+    monkeypatch.setattr(device, "MOST_BYTES", most_bytes)
     engine, before = engine_of(folder / "resident.onnx"), answers(engine_of(folder / "resident.onnx"))
     change(folder / WEIGHTS)
     change(folder / "resident.onnx")
