@@ -18,6 +18,7 @@ from export.artifact import WEIGHTS, stays
 from export.portable import opsets_of
 from export.precision import Precision
 from export.products import MICROSOFT, NBITS
+from export.resident import batch_and_time
 from export.subgraphs import all_nodes
 from export.time_scan import captured, is_time_scan
 from model.contract import LENGTHS, READ_ROWS, WRITE_ROWS, Contract, TensorSpec
@@ -60,13 +61,14 @@ def portable_subject(path: Path, model: ModelProto, contract: Contract) -> Subje
 
 def resident_subject(path: Path, model: ModelProto, contract: Contract) -> Subject:
     """resident.onnx: [B, T, *shape], lengths, rows and slabs."""
+    batch, time = batch_and_time(contract)
     inputs: dict[str, tuple[str, Shape]] = {
-        tensor.name: (tensor.dtype, ("batch", "time", *tensor.shape)) for tensor in contract.inputs
+        tensor.name: (tensor.dtype, (batch, time, *tensor.shape)) for tensor in contract.inputs
     }
-    inputs |= {LENGTHS: ("int32", ("batch",)), READ_ROWS: ("int64", ("batch",)), WRITE_ROWS: ("int64", ("batch",))}
+    inputs |= {LENGTHS: ("int32", (batch,)), READ_ROWS: ("int64", (batch,)), WRITE_ROWS: ("int64", (batch,))}
     inputs |= {slab.input: (slab.dtype, slab.axes) for slab in contract.slabs()}
     outputs: dict[str, tuple[str, Shape]] = {
-        tensor.name: (tensor.dtype, ("batch", "time", *tensor.shape)) for tensor in contract.outputs
+        tensor.name: (tensor.dtype, (batch, time, *tensor.shape)) for tensor in contract.outputs
     }
     outputs |= {slab.output: (slab.dtype, slab.axes) for slab in contract.slabs()}
     return Subject(path, model, contract, inputs, outputs)

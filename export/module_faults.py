@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, numpy_helper
 
-from export import artifact, resident
+from export import artifact, recurrent_axes, resident
 from export.emulation import fewer_bits_of
 from export.module_parity import Levels
 from export.one_by_one import BATCHES, ONE_BY_ONE
@@ -70,7 +70,8 @@ def _planted(plant: Plant, levels: Levels, folder: Path, copy: Path) -> list[Par
     (copy / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
     artifact.write_graph(model, copy / artifact.MODEL, contract)
     one_by_one = contract.notes.get(BATCHES) == ONE_BY_ONE
-    made = resident.derive(model, contract, one_by_one=one_by_one)
+    reads = recurrent_axes.reads(model, contract, copy, together=not one_by_one)
+    made = resident.derive(model, contract, one_by_one=one_by_one and not contract.single_lane, reads=reads)
     artifact.write_graph(made, copy / artifact.RESIDENT, contract)
     levels.open(copy)
     try:

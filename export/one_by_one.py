@@ -17,6 +17,7 @@ from model.contract import LENGTHS, Contract, SlabSpec
 
 BATCHES = "batches"  # the note of a contract that says how its graph takes them
 ONE_BY_ONE = "one by one"
+AS_GIVEN = "sizes"  # the note of a contract whose model.onnx keeps the fixed sizes of the given file
 LANE = ".lane"  # one lane of a tensor, [1, …]
 AXIS = "resident.lane_axis"  # + its number: the constant that names it
 SLICE = ".slice"  # the same as Scan cuts it, […]

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from export import artifact, bits
+from export import artifact, bits, run_lengths
+from export.checks import StructureError
 from export.effort import Effort, effort_for
 from export.emulation import emulate
 from export.findings import Findings
@@ -29,6 +30,7 @@ from export.precision import Precision
 from export.runtime import Planted, Portable, Resident
 from export.samples import NON_ZERO, ZERO, Arrays, Course, Part, Piece, count_pieces, courses, draw, lanes, parts
 from export.spill import Spill
+from export.wrap_parity import ByHand
 from export.yardstick import Case, Yardstick, compare, compare_bits, difference, off_by
 from model.cell import State
 from model.contract import Contract, ParityRecord
@@ -91,11 +93,12 @@ class Levels:
             yield from self._go(course, seed)
         yield self.bit_for_bit(seed, most_steps=1)
         yield self.bit_for_bit(seed, most_steps=RAGGED_CHUNK)
+        yield self.every_length()
 
     @property
     def batches(self) -> int:
         """How many batches of records there will be, for a progress bar."""
-        total = 2
+        total = 3
         for course in self._courses():
             pieces = count_pieces(self.contract, course, self.effort.budget)
             total += pieces * (1 + len(self._graphs())) + len(course.marks) * len(course.initials)
@@ -309,6 +312,17 @@ class Levels:
         self._let_go(self._names[1])
         subject, truth = f"{self._names[1]}, {kind}", f"{self._names[0]}, each stream alone, bit for bit"
         return compare_bits(subject=subject, sample=sample, answer=together, truth_name=truth, truth=alone)
+
+    def every_length(self) -> list[ParityRecord]:
+        """Runs as long as the contract promises, and of all lengths that could matter, against single steps."""
+        path = self.folder / self._names[0]
+        model, _ = artifact.read_graph(path, weights=False)
+        lengths = run_lengths.tried(run_lengths.numbers(model, self.folder), self.contract.run_steps)
+        self._let_go(self._names[1])
+        found = run_lengths.prove(self.folder, self._names, ByHand(path, self.contract), lengths)
+        if found.fault and not found.failed:
+            raise StructureError(f"{self._names[1]}: {found.fault}")
+        return [*found.records, *found.failed]
 
 
 def _columns(piece: Piece) -> torch.Tensor | None:

@@ -6,7 +6,7 @@ Owns that order and nothing of the steps. Whatever raises, nothing appears under
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import onnxruntime as ort
 import torch
 from onnx import ModelProto
 
-from export import artifact, checks, faults, machine, portable, resident, triton
+from export import artifact, checks, faults, machine, portable, resident, run_lengths, triton
 from export.invariance import invariances
 from export.page import artifact_page
 from export.parity import Levels
@@ -130,6 +130,7 @@ def _write_portable(
         precision=precision,
     )
     contract = with_parts(contract, row_parts)
+    contract = replace(contract, max_steps=run_lengths.most_steps(contract, (folder / artifact.WEIGHTS).stat().st_size))
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     checks.check_structure(checks.portable_subject(folder / artifact.MODEL, model, contract))
     return model, contract

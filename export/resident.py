@@ -6,7 +6,8 @@ rows of the slab, runs the model and scatters the new states. Owns that rule. Kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,13 @@ class BackwardsError(ResidentError):
     """A node reads its sequence from its end, which a stream doesn't have."""
 
 
-def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -> ModelProto:
+def derive(
+    model: ModelProto, contract: Contract, *, one_by_one: bool = False, reads: Mapping[str, Reads] | None = None
+) -> ModelProto:
     """The resident graph of `model` under `contract`; weights are referred to where the model refers to them.
 
     `one_by_one`: the model sees each lane alone, in a Scan over the batch, for graphs that can't keep lanes apart.
+    `reads` says by name what a recurrent node's sequence is, where it isn't a stream's steps.
     Raises ResidentError where the graph has something that the contract's promises can't be kept with.
     """
     given = frozenset(tensor.name for tensor in contract.outputs) | {state.output for state in contract.states}
@@ -42,7 +46,7 @@ def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -
     for constant in contract.constants:
         value = np.frombuffer(constant.value, np.dtype(constant.dtype).newbyteorder("<"))
         wrapped.constants[constant.name] = value.astype(constant.dtype).reshape(constant.shape)
-    _feed_lengths(wrapped, ragged=contract.ragged)
+    _feed_lengths(wrapped, reads or {}, ragged=contract.ragged)
     for tensor in contract.inputs:
         _take_input(wrapped, tensor)
     for tensor in contract.outputs:
@@ -58,13 +62,27 @@ def derive(model: ModelProto, contract: Contract, *, one_by_one: bool = False) -
     return _assemble(model, wrapped, contract)
 
 
-def _feed_lengths(wrapped: Wrapped, *, ragged: bool) -> None:
-    """Give every recurrent node the lengths of its rows, so that each row's state is that of its own last step."""
+class Reads(Enum):
+    """What a recurrent node's sequence is."""
+
+    STEPS = "a stream's steps"
+    FOLDED = "a stream's steps, with more in its batch than streams"
+    WITHIN = "something inside one step"
+
+
+def _feed_lengths(wrapped: Wrapped, reads: Mapping[str, Reads], *, ragged: bool) -> None:
+    """Give every recurrent node over time the lengths of its rows: each row's state is that of its last step."""
+    outermost = {id(node) for node in wrapped.model}  # the only ones that `reads` speaks of
     for node in all_nodes(wrapped.model):
-        if node.op_type not in RECURRENT:
+        sequence = reads.get(node.name, Reads.STEPS) if id(node) in outermost else Reads.STEPS
+        if node.op_type not in RECURRENT or sequence is Reads.WITHIN:
             continue
         if attribute(node, "direction", b"forward") != b"forward":
-            raise BackwardsError(f"node {node.name!r} reads its sequence backwards, which a stream can't")
+            raise BackwardsError(
+                f"node {node.name!r} reads its sequence backwards, which a stream can't: that sequence is its steps"
+            )
+        if sequence is Reads.FOLDED and ragged:
+            raise ResidentError(f"node {node.name!r} has more in its batch than streams, whose lengths it would need")
         inputs = list(node.input) + [""] * (SEQUENCE_LENS + 1 - len(node.input))
         if inputs[SEQUENCE_LENS] and ragged:
             raise ResidentError(f"node {node.name!r} has sequence lengths of its own ({inputs[SEQUENCE_LENS]!r})")
@@ -272,19 +290,26 @@ def _shapes(model: ModelProto, wrapped: Wrapped) -> list[ValueInfoProto]:
     return [value for value in model.graph.value_info if value.name in given]
 
 
+def batch_and_time(contract: Contract) -> tuple[int | str, int | str]:
+    """The sizes of B and T that a resident graph declares: a name where they are free."""
+    return (1, "time" if contract.ragged else 1) if contract.single_lane else ("batch", "time")
+
+
 def _inputs(contract: Contract) -> list[ValueInfoProto]:
+    batch, time = batch_and_time(contract)
     return [
-        *(_value(tensor.name, tensor.dtype, ["batch", "time", *tensor.shape]) for tensor in contract.inputs),
-        _value(LENGTHS, "int32", ["batch"]),
-        _value(READ_ROWS, "int64", ["batch"]),
-        _value(WRITE_ROWS, "int64", ["batch"]),
+        *(_value(tensor.name, tensor.dtype, [batch, time, *tensor.shape]) for tensor in contract.inputs),
+        _value(LENGTHS, "int32", [batch]),
+        _value(READ_ROWS, "int64", [batch]),
+        _value(WRITE_ROWS, "int64", [batch]),
         *(_value(slab.input, slab.dtype, list(slab.axes)) for slab in contract.slabs()),
     ]
 
 
 def _outputs(contract: Contract) -> list[ValueInfoProto]:
+    batch, time = batch_and_time(contract)
     return [
-        *(_value(tensor.name, tensor.dtype, ["batch", "time", *tensor.shape]) for tensor in contract.outputs),
+        *(_value(tensor.name, tensor.dtype, [batch, time, *tensor.shape]) for tensor in contract.outputs),
         *(_value(slab.output, slab.dtype, list(slab.axes)) for slab in contract.slabs()),
     ]
 

@@ -96,6 +96,17 @@ class Resident:
 
     def run(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         """One run of B lanes [B, T, *shape], lane b going `lengths[b]` steps from row to row; outputs by name."""
+        if not self._contract.single_lane:
+            return self._call(inputs, lengths, read, write)
+        calls = [
+            self._call(
+                {name: value[b : b + 1] for name, value in inputs.items()}, lengths[b : b + 1], [row], [write[b]]
+            )
+            for b, row in enumerate(read)
+        ]
+        return {tensor.name: np.concatenate([call[tensor.name] for call in calls]) for tensor in self._contract.outputs}
+
+    def _call(self, inputs: Mapping[str, Array], lengths: list[int], read: list[int], write: list[int]) -> Arrays:
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))

@@ -116,14 +116,13 @@ def has(theirs: Theirs, name: str) -> bool:
     return any(tensor.name == name for tensor in theirs.model.graph.initializer)
 
 
-def fold(theirs: Theirs, values: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Make inputs into weights; whether there were any."""
+def fold(theirs: Theirs, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Make inputs into weights."""
     graph = theirs.model.graph
     folded = [value for value in graph.input if value.name in values]
     for value in folded:
         graph.initializer.append(numpy_helper.from_array(values[value.name], value.name))
         graph.input.remove(value)
-    return bool(folded)
 
 
 def restore(theirs: Theirs, names: Iterable[str]) -> None:

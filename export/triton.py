@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifact
-from export.one_by_one import BATCHES, ONE_BY_ONE
+from export.one_by_one import AS_GIVEN, BATCHES, ONE_BY_ONE
 from export.pbtxt import pbtxt
 from model.contract import Contract
 from model.triton_config import IDLE_MICROSECONDS, TritonError, check_loadable, initial_files, model_config
@@ -71,6 +71,8 @@ def write(folder: Path, version: int | None = None) -> str:
 def configuration(contract: Contract) -> dict[str, Any]:
     """The configuration by which Triton loads the contract's model.onnx; raises TritonError where it can't."""
     check_loadable(contract)
+    if AS_GIVEN in contract.notes:
+        raise TritonError(f"{artifact.MODEL} keeps the given file's fixed batch, and Triton's is free")
     # Where a stream's neighbours in a batch would change its bits, or the graph takes one stream only.
     alone = contract.notes.get(BATCHES) == ONE_BY_ONE
     return model_config(

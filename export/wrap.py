@@ -6,30 +6,32 @@ Owns that order and what is asked of it. Whatever raises, nothing appears under 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
 
-from export import artifact, checks, ranges, resident, starts, state_notes, triton, whole_runs, wrap_parity, wrap_proof
+from export import artifact, checks, resident, run_lengths, state_notes, triton, wrap_parity, wrap_proof
 from export.branches import decide
 from export.layouts import AmbiguousError
-from export.one_by_one import BATCHES, ONE_BY_ONE
 from export.page import artifact_page
 from export.pairs import StateQuestionError
 from export.row_parts import WHOLE_ROWS, RowParts, describe, with_parts
 from export.run_faults import missed_by, planted, run_faults
-from export.settled import Settled, settle_states
+from export.settled import settle_states
 from export.start_states import add_starts, check_starts
-from export.theirs import Theirs, WrapError, fold, name_nodes, one_line, read, restore
+from export.theirs import WrapError, fold, name_nodes, one_line, read, restore
 from export.unbatched import add_batch
-from export.understanding import Asked, Understood, constants_of, fitted, loosened, understand
+from export.understanding import Asked, constants_of, fitted, understand
+from export.wrap_attempt import UNPROVED, Attempts, Lanes, Way, Work
 from export.wrap_parity import ByHand
 from model.contract import Contract, ParityRecord
 
-UNPROVED = "not proved of the connected states"
 MARK = "wrapped"  # the note that tells a wrapped artifact from an exported one
 
 
@@ -41,15 +43,11 @@ class Batching(StrEnum):
     ALONE = "alone"
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to make a graph resident."""
-
-    together: bool
-    ragged: bool
-
-    def __str__(self) -> str:
-        return f"streams {'together' if self.together else 'one by one'}, {'chunks' if self.ragged else 'single steps'}"
+LANES = {
+    Batching.AUTO: (Lanes.TOGETHER, Lanes.SCANNED, Lanes.CALLED),
+    Batching.TOGETHER: (Lanes.TOGETHER,),
+    Batching.ALONE: (Lanes.SCANNED, Lanes.CALLED),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +113,10 @@ def make(
 
     `notes` are people's, instead of the file's own name and digest. Raises what `wrap` does.
     """
-    work = _Work(read(path), asked, row_parts, progress, list(asked.remarks))
+    work = Work(read(path), asked, row_parts, progress, list(asked.remarks))
     _check_theirs(path)
-    ways = [True, False] if batching is Batching.AUTO else [batching is Batching.TOGETHER]
     notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
-    contract, records = _first_that_holds(work, folder, name, ways, notes)
+    contract, records = _first_that_holds(work, folder, name, LANES[batching], notes)
     return Wrapped(folder, contract, records, (*work.remarks, *describe(contract)))
 
 
@@ -132,6 +129,7 @@ def is_wrapped(path: Path) -> bool:
 def prove(path: Path, *, progress: wrap_proof.Progress = silent) -> Wrapped:
     """Prove a wrapped artifact again from itself alone: digest, structure, and resident.onnx against model.onnx.
 
+    Its certificate has model.onnx against the given file, which isn't needed here, by the graph's digest.
     Raises ArtifactError, StructureError or WrapError; changes nothing.
     """
     folder = artifact.find(path)
@@ -141,20 +139,23 @@ def prove(path: Path, *, progress: wrap_proof.Progress = silent) -> Wrapped:
         raise artifact.ArtifactError(f"{folder}: {artifact.MODEL} and {artifact.RESIDENT} have different contracts")
     artifact.check_digest(folder, contract)
     wrap_proof.check_structure(folder, model, made, contract)
-    by_hand = ByHand(folder / artifact.MODEL, contract)
-    return Wrapped(folder, contract, wrap_proof.proved(folder, artifact.MODEL, by_hand, progress), ())
+    by_hand = wrap_parity.of_portable(folder / artifact.MODEL, model, contract)
+    records = wrap_proof.proved(
+        folder / artifact.RESIDENT, contract, wrap_parity.truths(by_hand, artifact.MODEL), progress
+    )
+    return Wrapped(folder, contract, (*records, *_prove_lengths(folder, model, by_hand, contract)), ())
 
 
-@dataclass(slots=True)
-class _Work:
-    """What one wrapping has read, was asked, and has found out."""
-
-    theirs: Theirs
-    asked: Asked
-    row_parts: RowParts
-    progress: wrap_proof.Progress
-    remarks: list[str] = field(default_factory=list)
-    states: Settled = field(default_factory=Settled)
+def _prove_lengths(folder: Path, model: ModelProto, by_hand: ByHand, contract: Contract) -> tuple[ParityRecord, ...]:
+    """Runs of every length that the contract promises; raises WrapError where one isn't as it says."""
+    most = contract.run_steps
+    if most == 1:
+        return ()
+    tried = run_lengths.tried(run_lengths.numbers(model, folder), most, by_hand.steps)
+    found = run_lengths.prove(folder, (artifact.MODEL, artifact.RESIDENT), by_hand, tried)
+    if found.fault:
+        raise WrapError(f"{artifact.RESIDENT} promises runs of {most} steps: {found.fault}")
+    return wrap_proof.refuse_failed(found.records)
 
 
 def _check_theirs(path: Path) -> None:
@@ -165,7 +166,7 @@ def _check_theirs(path: Path) -> None:
 
 
 def _first_that_holds(
-    work: _Work, folder: Path, name: str, ways: list[bool], notes: Mapping[str, str]
+    work: Work, folder: Path, name: str, lanes: Sequence[Lanes], notes: Mapping[str, str]
 ) -> tuple[Contract, tuple[ParityRecord, ...]]:
     """The best way that proves itself: together before one by one, chunks before single steps."""
     restore(work.theirs, [*work.asked.states, *work.asked.constants, *work.asked.starts])
@@ -176,13 +177,13 @@ def _first_that_holds(
     work.asked = work.states.asked(work.asked)
     work.remarks += work.states.remarks
     work.asked = add_starts(work.theirs, work.asked)
-    folded = _fold_constants(work)
+    work.folded = _fold_constants(work)
     add_batch(work.theirs, work.asked)
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
     weights = artifact.move_weights(work.theirs.model)
     (folder / artifact.WEIGHTS).write_bytes(weights)
     last: WrapError | None = None
-    for together in ways:
+    for together, members in itertools.groupby(lanes, lambda kind: kind is Lanes.TOGETHER):
         try:
             found = understand(work.theirs, work.asked, folder, together=together)
         except (AmbiguousError, StateQuestionError):
@@ -191,14 +192,14 @@ def _first_that_holds(
             if not together and last is not None:
                 raise last from error
             last = error
-            if together and len(ways) > 1:
+            if together and len(lanes) > 1:
                 work.remarks.append(f"not together: {error}")
             continue
         contract = replace(found.contract, name=name, weights_digest=artifact.digest(weights), notes=notes)
-        contract = with_parts(contract, work.row_parts)
-        for way in [Way(together, True)] * contract.ragged + [Way(together, False)]:
+        attempts = Attempts(work, folder, found, with_parts(contract, work.row_parts))
+        for way in [Way(kind, ragged) for kind in members for ragged in (True,) * contract.ragged + (False,)]:
             try:
-                return _try(work, folder, found, replace(contract, ragged=way.ragged), way, folded=folded)
+                return attempts.hold(way)
             except (resident.BackwardsError, StateQuestionError):
                 raise
             except (WrapError, resident.ResidentError, checks.StructureError) as error:
@@ -208,68 +209,13 @@ def _first_that_holds(
     raise last
 
 
-def _fold_constants(work: _Work) -> bool:
-    """Make weights of the constants that aren't mere settings; whether there were any."""
+def _fold_constants(work: Work) -> Mapping[str, npt.NDArray[Any]]:
+    """Make weights of the constants that aren't mere settings; their values by name."""
     values = {value.name: value for value in work.theirs.inputs}
     given = {name: fitted(values[name], value) for name, value in work.asked.constants.items() if name in values}
-    return fold(
-        work.theirs, {name: value for name, value in given.items() if value.dtype.kind == "f" and value.size > 1}
-    )
-
-
-def _try(
-    work: _Work, folder: Path, found: Understood, contract: Contract, way: Way, *, folded: bool
-) -> tuple[Contract, tuple[ParityRecord, ...]]:
-    """Write both graphs in one way and prove them."""
-    batches = {BATCHES: "together" if way.together else ONE_BY_ONE}
-    drawn = {s.name: work.asked.ranges[s.name] for s in contract.inputs if s.name in work.asked.ranges}
-    floats = {s.name: drawn[s.name] for s in contract.inputs if s.name in drawn and np.dtype(s.dtype).kind == "f"}
-    notes = {
-        **contract.notes,
-        **batches,
-        **starts.note(work.asked.starts),
-        **ranges.note(floats),
-        **state_notes.note(work.states.evidence),
-    }
-    contract = replace(contract, notes=notes)
-    contract.check()
-    model = loosened(work.theirs.model, found)
-    artifact.write_graph(model, folder / artifact.MODEL, contract)
-    made = resident.derive(model, contract, one_by_one=not way.together)
-    artifact.write_graph(made, folder / artifact.RESIDENT, contract)
-    wrap_proof.check_structure(folder, model, made, contract)
-    if found.contract.ragged:
-        wrap_proof.check_steps_are_steps(folder, contract)
-    if folded or work.states.connected or (found.fixed_streams > 1 and not way.together):
-        by_hand, name = ByHand(folder / artifact.MODEL, contract), artifact.MODEL
-    else:
-        by_hand = ByHand(
-            work.theirs.path,
-            contract,
-            found.fixed_streams,
-            found.fixed_steps,
-            theirs=work.theirs.renamed | work.theirs.added,
-            lengths=tuple(work.theirs.lengths),
-            bare=frozenset(work.theirs.bare),
-            start_ranks=work.theirs.start_ranks,
-        )
-        name = work.theirs.path.name
-    records = wrap_proof.proved(folder, name, by_hand, work.progress, str(way))
-    return contract, (*records, *_whole_runs(work, folder, found, contract))
-
-
-def _whole_runs(work: _Work, folder: Path, found: Understood, contract: Contract) -> tuple[ParityRecord, ...]:
-    """Records of a reference that carries no state, where we connected states; raises WrapError where there is none."""
-    if not work.states.connected:
-        return ()
-    if any(spec.time_axis is not None for spec in contract.inputs) and found.fixed_steps == 1:
-        theirs = work.theirs.renamed | work.theirs.added
-        whole = whole_runs.Whole(work.theirs.path, found.fixed_streams, theirs, tuple(work.theirs.lengths))
-        return tuple(whole_runs.records(folder, whole, contract))
-    if not work.states.told:
-        raise work.states.refusal()
-    work.remarks.append(f"{UNPROVED}: {work.theirs.path.name} takes no sequence of any length to compare with")
-    return ()
+    weights = {name: value for name, value in given.items() if value.dtype.kind == "f" and value.size > 1}
+    fold(work.theirs, weights)
+    return weights
 
 
 def _digest(path: Path) -> str:

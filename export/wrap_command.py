@@ -138,7 +138,7 @@ def _counted(made: wrap.Wrapped) -> str:
     """How many comparisons there were, and of which kind."""
     close = sum(record.max_bar > 0 for record in made.records)
     bits = f"{len(made.records)} comparisons, all bit for bit"
-    return bits if not close else f"{bits} but for {close} with whole sequences, which round differently"
+    return bits if not close else f"{bits} but for {close} within bars, with runs of the given file that round differently"
 
 
 def show(made: wrap.Wrapped, console: Console) -> None:
@@ -282,5 +282,6 @@ def _axes(spec: TensorSpec | StatePair) -> str:
 
 def how_it_runs(contract: Contract) -> str:
     """What a run of the resident graph takes."""
-    steps = "several steps of each" if contract.ragged else "one step of each"
-    return f"a run takes {steps}, its streams {contract.notes.get(BATCHES, 'together')}"
+    steps = f"up to {contract.max_steps} steps of each" if contract.ragged else "one step of each"
+    calls = ", a call for each" if contract.single_lane else ""
+    return f"a run takes {steps}, its streams {contract.notes.get(BATCHES, 'together')}{calls}"

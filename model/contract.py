@@ -31,6 +31,7 @@ READ_ROWS = "read_rows"  # int64 [B]: the slab row each lane starts from
 WRITE_ROWS = "write_rows"  # int64 [B]: the slab row each lane's new state goes to, never a row that is read
 SLAB_PREFIX = "slab_"  # + dtype: [N*K, W/K], which is [N, W] where rows have one part
 SLAB_NEXT_SUFFIX = "_next"  # the same buffer, bound again as output
+OLDER_STEPS = 8  # the longest chunks that were proved before contracts said how long
 
 
 class ContractError(ValueError):
@@ -209,6 +210,9 @@ class Contract:
     `weights_digest` is "sha256:" and the hexadecimal SHA-256 of all bytes of the external weights file,
     `model.onnx.data`, which lies beside both graphs; whoever loads a graph can so tell that file's weights are the
     ones that were proved.
+
+    `max_steps` is the most steps of a stream in one run of `resident.onnx` that were proved. `single_lane` says that a
+    call of `resident.onnx` takes one lane, [1, T, *shape]: a run of B lanes is B calls.
     """
 
     name: str
@@ -218,6 +222,8 @@ class Contract:
     weights_digest: str
     precision: str = "fp32"
     ragged: bool = True  # False: the resident graph takes T = 1 only
+    max_steps: int = OLDER_STEPS
+    single_lane: bool = False
     row_parts: Mapping[str, int] = field(default_factory=dict)  # by dtype: K of that slab's rows, where it isn't 1
     constants: tuple[Constant, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)  # free text for people: tokenizer, training data
@@ -230,6 +236,11 @@ class Contract:
             SlabSpec(dtype, tuple(state for state in self.states if state.dtype == dtype), self.row_parts.get(dtype, 1))
             for dtype in dtypes
         )
+
+    @property
+    def run_steps(self) -> int:
+        """The most steps of a stream that one run may take."""
+        return self.max_steps if self.ragged else 1
 
     def digest(self) -> str:
         """A SHA-256 ("sha256:…") over everything here but the certificate."""
@@ -285,6 +296,8 @@ class Contract:
         for state in self.states:
             if state.initial is not None and len(state.initial) != state.elements * np.dtype(state.dtype).itemsize:
                 raise ContractError(f"state {state.input!r}: {len(state.initial)} bytes of initial value")
+        if self.max_steps < 1:
+            raise ContractError(f"max_steps is {self.max_steps}; it must be at least 1")
         self._check_row_parts()
 
     def _check_row_parts(self) -> None:
@@ -351,7 +364,9 @@ def _plain(contract: Contract) -> dict[str, Any]:
 
     certificate = contract.certificate
     # What an older version doesn't know is left out where it says nothing new: an older artifact's digest stays.
-    parts = {"row_parts": dict(contract.row_parts)} if contract.row_parts else {}
+    newer: dict[str, Any] = {"row_parts": dict(contract.row_parts)} if contract.row_parts else {}
+    newer |= {"max_steps": contract.max_steps} if contract.max_steps != OLDER_STEPS else {}
+    newer |= {"single_lane": True} if contract.single_lane else {}
     return {
         "schema": SCHEMA,
         "name": contract.name,
@@ -362,7 +377,7 @@ def _plain(contract: Contract) -> dict[str, Any]:
         "weights_digest": contract.weights_digest,
         "precision": contract.precision,
         "ragged": contract.ragged,
-        **parts,
+        **newer,
         "notes": dict(contract.notes),
         "certificate": None if certificate is None else certificate_to_plain(certificate),
     }
@@ -409,6 +424,8 @@ def _contract(data: Mapping[str, Any]) -> Contract:
         weights_digest=str(data["weights_digest"]),
         precision=str(data["precision"]),
         ragged=bool(data["ragged"]),
+        max_steps=int(data.get("max_steps", OLDER_STEPS)),
+        single_lane=bool(data.get("single_lane", False)),
         row_parts={str(dtype): int(parts) for dtype, parts in dict(data.get("row_parts", {})).items()},
         notes=dict(data["notes"]),
         certificate=None if plain_certificate is None else _certificate(plain_certificate),

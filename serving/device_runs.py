@@ -3,7 +3,8 @@
 Owns the session, the slab, the device's buffers and the bindings. A single step's batch is padded to a bucket's size
 (1, 2, 4, … lanes): a lane's answer then doesn't depend on how many others there are within a bucket, and a bucket's
 run can be captured as a CUDA graph, which needs fixed shapes and addresses. Padding lanes start from row 0 and write
-rows of their own, beyond the ones that streams have. Chunks of several steps run as they are, without a graph.
+rows of their own, beyond the ones that streams have. Chunks of several steps run as they are, without a graph, and so
+do graphs that take one lane a call: each lane of a batch is a call of its own.
 
 One thread runs all: CUDA graphs belong to the thread that captured them. The device may be the CPU, with copies to
 "its" memory and all: that is how the ordinary tests run this code.
@@ -11,6 +12,7 @@ One thread runs all: CUDA graphs belong to the thread that captured them. The de
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -84,6 +86,7 @@ class DeviceRuns:
         self._device, self._number = device, device.number or 0
         self._memory = memory = Memory(session, device)
         self._buffers = buffers
+        self._single_lane = buffers.contract.single_lane
         self._owner = threading.get_ident()
         self._specs = buffers.contract.slabs()
         every = rows + self.scratch.size
@@ -106,7 +109,8 @@ class DeviceRuns:
         if run is None:
             if len(self._runs) >= _MAX_BINDINGS:
                 self._runs = {size: kept for size, kept in self._runs.items() if size[1] == 1}
-            run = self._runs[lanes, steps] = self._padded(lanes) if steps == 1 else self.plain(lanes, steps)
+            padded = steps == 1 and not self._single_lane  # a call of one lane has no neighbours to pad it with
+            run = self._runs[lanes, steps] = self._padded(lanes) if padded else self.plain(lanes, steps)
         return run
 
     def plain(self, lanes: int, steps: int) -> Callable[[], None]:
@@ -170,25 +174,39 @@ class DeviceRuns:
         """Copy up, run, copy down; what is copied, and where to, stays the same from run to run."""
         up = Parcel(self._memory, self._up.data_ptr(), self._sent(lanes, steps), self._staging)
         down = Parcel(self._memory, self._down.data_ptr(), self._fetched(lanes, steps), self._landing)
-        session, kind, number = self._session, self._device.kind, self._number
-        binding = session.io_binding()
-        if not self._lengths_there:
-            lengths = self._buffers.lengths
-            binding.bind_input(LENGTHS, "cpu", 0, lengths.dtype, [lanes], lengths.ctypes.data)
-        for name, dtype, shape, address in up.tensors:
-            binding.bind_input(name, kind, number, dtype, shape, address)
-        for name, dtype, shape, address in down.tensors:
-            binding.bind_output(name, kind, number, dtype, shape, address)
-        for slab, value in zip(self._specs, self._slabs, strict=True):
-            binding.bind_ortvalue_input(slab.input, value)
-            binding.bind_ortvalue_output(slab.output, value)
+        if self._single_lane:
+            bindings = [self._binding(lane, 1, up, down) for lane in range(lanes)]
+        else:
+            bindings = [self._binding(0, lanes, up, down)]
+        session = self._session
 
         def run() -> None:  # refers to no `self`: a model that is unloaded leaves the device at once
             up.send()
-            session.run_with_iobinding(binding, options)  # returns when its stream has ended
+            for binding in bindings:
+                session.run_with_iobinding(binding, options)  # returns when its stream has ended
             down.fetch()
 
         return run
+
+    def _binding(self, first: int, count: int, up: Parcel, down: Parcel) -> Any:
+        """A binding of `count` of the parcels' lanes, beginning with lane `first`."""
+        binding, kind, number = self._session.io_binding(), self._device.kind, self._number
+
+        def bind(to: Callable[..., None], name: str, dtype: npt.DTypeLike, shape: list[int], address: int) -> None:
+            lane = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+            to(name, kind, number, dtype, [count, *shape[1:]], address + first * lane)
+
+        if not self._lengths_there:
+            lengths = self._buffers.lengths[first : first + count]
+            binding.bind_input(LENGTHS, "cpu", 0, lengths.dtype, [count], lengths.ctypes.data)
+        for tensor in up.tensors:
+            bind(binding.bind_input, *tensor)
+        for tensor in down.tensors:
+            bind(binding.bind_output, *tensor)
+        for slab, value in zip(self._specs, self._slabs, strict=True):
+            binding.bind_ortvalue_input(slab.input, value)
+            binding.bind_ortvalue_output(slab.output, value)
+        return binding
 
     def _sent(self, lanes: int, steps: int) -> Parts:
         buffers = self._buffers

@@ -67,13 +67,14 @@ class Engine:
         session, self.contract = _load(files, place, threads)
         self.rows = rows
         self.max_batch = max_batch
-        self.slice_steps = slice_steps if self.contract.ragged else 1
+        self.slice_steps = min(slice_steps, self.contract.run_steps)  # no run is longer than what was proved
         self._room = max(max_batch, max_run_steps)  # steps in one run, padding included
         self._buffers = Buffers(self.contract, lanes=max_batch, steps=self._room)
         on_gpu = place.number is not None
         self._runs: HostRuns | DeviceRuns
         if on_gpu or buckets or graphs:
-            self._runs = runs = self._start(files, graphs=on_gpu if graphs is None else graphs)
+            graphs = (on_gpu if graphs is None else graphs) and not self.contract.single_lane
+            self._runs = runs = self._start(files, graphs=graphs)
             if runs.pageable:
                 log.warning(_PAGEABLE, path=str(files.path), reason=runs.pageable)
         else:
@@ -178,6 +179,7 @@ class Engine:
     def _check_rows(self, lanes: int, steps: int, read_rows: Sequence[int], write_rows: Sequence[int]) -> None:
         # On the host and before every run: a device may clamp a bad row number in silence.
         assert lanes <= self.max_batch, f"{lanes} lanes, room for {self.max_batch}"
+        assert steps <= self.slice_steps, f"{steps} steps of a lane, and {self.slice_steps} were asked for or proved"
         assert lanes * steps <= self._room, f"{lanes} lanes of {steps} steps, room for {self._room} steps"
         assert 0 <= min(read_rows) <= max(read_rows) < self.rows, "a row to read is outside the slab"
         assert 0 < min(write_rows) <= max(write_rows) < self.rows, "a row to write is outside the slab, or is row 0"

@@ -84,15 +84,15 @@ def misplaced(events: Iterable[Mapping[str, Any]], provider: str, *, lanes: int)
 
 def _trial(contract: Contract) -> dict[str, npt.NDArray[Any]]:
     """What a run of a few lanes takes: two steps each where steps may differ, of which some lanes have one."""
-    steps = 2 if contract.ragged else 1
+    steps, lanes = 2 if contract.ragged else 1, 1 if contract.single_lane else LANES
     feeds: dict[str, npt.NDArray[Any]] = {
-        LENGTHS: np.full(LANES, steps, np.int32),
-        READ_ROWS: np.zeros(LANES, np.int64),
-        WRITE_ROWS: np.arange(1, LANES + 1),
+        LENGTHS: np.full(lanes, steps, np.int32),
+        READ_ROWS: np.zeros(lanes, np.int64),
+        WRITE_ROWS: np.arange(1, lanes + 1),
     }
-    feeds[LENGTHS][::2] = 1
+    feeds[LENGTHS][1::2] = 1
     for spec in contract.inputs:
-        feeds[spec.name] = np.full((LANES, steps, *spec.shape), spec.minimum or 0, spec.dtype)
+        feeds[spec.name] = np.full((lanes, steps, *spec.shape), spec.minimum or 0, spec.dtype)
     for slab in contract.slabs():
-        feeds[slab.input] = np.zeros(slab.shape(2 * LANES), slab.dtype)
+        feeds[slab.input] = np.zeros(slab.shape(2 * lanes), slab.dtype)
     return feeds

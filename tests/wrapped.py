@@ -82,6 +82,81 @@ fixed (float[1,6] x, float[1,6] h) => (float[1,6] y, float[1,6] h_next)
   y = Tanh(h_next)
 }
 """
+# A frame's two-dimensional convolutions and a cell, for one stream only.
+FRAMED = """
+<ir_version: 8, opset_import: ["" : 17]>
+framed (float[1,3,40] x, float[1,8] h) => (float[1,8] y, float[1,8] h_out)
+<float[16,1,3,3] w0, float[16,16,3,3] w1, float[1920,8] w2, int64[1] channel = {1}, int64[2] flat = {1, 1920}>
+{
+  image = Unsqueeze(x, channel)
+  a = Conv<pads = [1, 1, 1, 1]>(image, w0)
+  b = Relu(a)
+  c = Conv<pads = [1, 1, 1, 1]>(b, w1)
+  d = Tanh(c)
+  e = Reshape(d, flat)
+  f = MatMul(e, w2)
+  g = Add(f, h)
+  h_out = Tanh(g)
+  y = Neg(h_out)
+}
+"""
+# A cell whose batch of 1 is squeezed away, products added before the bias: a known batch lets a runtime fuse them.
+FUSIBLE = """
+<ir_version: 8, opset_import: ["" : 17]>
+fusible (float[1,1,512] x, float[1,1,512] h) => (float[1,512] y, float[1,1,512] h_out)
+<float[512,512] w, float[512,512] r, float[512] b, float[512,512] v, int64[1] one = {1}, int64[3] row = {1, 1, 512},
+ int64[3] begin = {0, 0, 0}, int64[3] end = {999, 1, 999}, float tenth = {0.05}>
+{
+  x2 = Squeeze(x, one)
+  h1 = Slice(h, begin, end)
+  h2 = Squeeze(h1, one)
+  a = MatMul(x2, w)
+  c = MatMul(h2, r)
+  d = Add(a, c)
+  e = Add(d, b)
+  small = Mul(e, tenth)
+  f = Tanh(small)
+  h_out = Reshape(f, row)
+  y = MatMul(f, v)
+}
+"""
+# A layer over the six bands of a frame, both ways, and a cell over time for each band.
+BANDS = """
+<ir_version: 8, opset_import: ["" : 17]>
+bands (float[n,6,4] x, float[n,6,4] h) => (float[n,6,4] y, float[n,6,4] h_out)
+<float[2,12,4] w, float[2,12,4] r, float[8,4] v, int64[3] folded = {0, 0, -1}>
+{
+  bands_first = Transpose<perm = [1, 0, 2]>(x)
+  both, last = GRU<hidden_size = 4, direction = "bidirectional">(bands_first, w, r)
+  stream_first = Transpose<perm = [2, 0, 1, 3]>(both)
+  joined = Reshape(stream_first, folded)
+  a = MatMul(joined, v)
+  b = Add(a, h)
+  h_out = Tanh(b)
+  y = Add(a, h_out)
+}
+"""
+# The same in graphs with a time axis: the bands' layer takes all frames of all streams as its batch.
+TIMED_BANDS = """
+<ir_version: 8, opset_import: ["" : 17]>
+timed_bands (float[n,t,6,4] x, float[1,n,24] h) => (float[n,t,24] y, float[1,n,24] h_out)
+<float[2,12,4] w, float[2,12,4] r, float[1,72,48] w2, float[1,72,24] r2, int64[3] frames = {-1, 6, 4},
+ int64[1] two = {2}, int64[1] front = {1}, int64[1] wide = {48}, int64[1] zero = {0}>
+{
+  each = Reshape(x, frames)
+  bands_first = Transpose<perm = [1, 0, 2]>(each)
+  both, none = GRU<hidden_size = 4, direction = "bidirectional">(bands_first, w, r)
+  frame_first = Transpose<perm = [2, 0, 1, 3]>(both)
+  sizes = Shape(x)
+  first = Slice(sizes, zero, two)
+  shape = Concat<axis = 0>(first, wide)
+  joined = Reshape(frame_first, shape)
+  time_first = Transpose<perm = [1, 0, 2]>(joined)
+  all, h_out = GRU<hidden_size = 24>(time_first, w2, r2, , , h)
+  squeezed = Squeeze(all, front)
+  y = Transpose<perm = [1, 0, 2]>(squeezed)
+}
+"""
 RECURRENT = """
 <ir_version: 8, opset_import: ["" : 17]>
 recurrent (float[time,batch,5] x, float[1,batch,6] h0{more_in})

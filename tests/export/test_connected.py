@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from export import __main__ as command
-from export import artifact, whole_runs, wrap
+from export import artifact, whole_runs, wrap, wrap_attempt
 from export.pairs import StateQuestionError
 from export.runtime import Resident
 from export.theirs import WrapError
@@ -132,7 +132,7 @@ def test_a_fixed_number_of_steps_is_asked_about(wrapping: Wrap) -> None:
     made = wrapping(text, connect=("all",))
     assert len(made.contract.states) == 2
     assert made.contract.certificate is not None
-    assert any(line.startswith(wrap.UNPROVED) for line in made.contract.certificate.not_checked)
+    assert any(line.startswith(wrap_attempt.UNPROVED) for line in made.contract.certificate.not_checked)
 
 
 def test_a_node_that_goes_along_another_axis_is_not_connected(wrapping: Wrap) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from export import __main__ as command
-from export import artifact, run_faults, starts, wrap_proof
+from export import artifact, run_faults, starts, wrap_parity, wrap_proof
 from export.runtime import Resident
 from export.wrap_parity import INITIAL, ByHand, draw, in_changing_batches
 from model.contract import Contract
@@ -105,6 +105,12 @@ def test_other_values_than_0_and_1(wrap: Wrap, tmp_path: Path, capsys: pytest.Ca
     assert answers == [(x["INPUT"] + np.int32(said)).tobytes() for x, said in zip(xs[0], told, strict=True)]
 
 
+def prove(folder: Path, contract: Contract, by_hand: ByHand) -> None:
+    """Compare the resident graph with single calls of another."""
+    asked = wrap_parity.truths(by_hand, by_hand.path.name)
+    wrap_proof.proved(folder / artifact.RESIDENT, contract, asked, lambda *_: None)
+
+
 @pytest.mark.parametrize("model", [starting.SIMPLE, starting.RESET], ids=["simple", "reset"])
 def test_a_start_never_told_is_found(wrap: Wrap, tmp_path: Path, model: str) -> None:
     """A first value that doesn't say so fails against their own file, wherever the contract has it from."""
@@ -114,7 +120,7 @@ def test_a_start_never_told_is_found(wrap: Wrap, tmp_path: Path, model: str) -> 
     states = tuple(wrong if state == start.state else state for state in contract.states)
     by_hand = ByHand(tmp_path / "theirs.onnx", replace(contract, states=states))
     with pytest.raises(wrap_proof.WrapParityError, match="differ in their bytes"):
-        wrap_proof.proved(tmp_path / "out" / "a" / "1", "theirs.onnx", by_hand, lambda *_: None)
+        prove(tmp_path / "out" / "a" / "1", contract, by_hand)
 
 
 @pytest.mark.parametrize("model", [starting.SIMPLE, starting.RESET], ids=["simple", "reset"])
@@ -130,7 +136,7 @@ def test_a_start_told_at_every_step_is_found(wrap: Wrap, tmp_path: Path, model: 
         artifact.write_graph(graph, folder / name, contract)
     for path in (tmp_path / "theirs.onnx", folder / artifact.MODEL):
         with pytest.raises(wrap_proof.WrapParityError, match="differ in their bytes"):
-            wrap_proof.proved(folder, path.name, ByHand(path, contract), lambda *_: None)
+            prove(folder, contract, ByHand(path, contract))
 
 
 def test_a_start_that_changes_nothing(wrap: Wrap) -> None:

@@ -32,6 +32,8 @@ MODELS: dict[str, tuple[Any, list[str]]] = {
     "convolved": (wrapped.CONVOLVED, []),
     "rated": (wrapped.RATED, ["--constant", "sr=16000", "--shape", "input=batch,6"]),
     "fixed": (wrapped.FIXED, []),
+    "framed": (wrapped.FRAMED, ["--state", "h=h_out"]),
+    "bands": (wrapped.BANDS, ["--state", "h=h_out"]),
 }
 
 
