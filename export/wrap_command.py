@@ -138,7 +138,9 @@ def _counted(made: wrap.Wrapped) -> str:
     """How many comparisons there were, and of which kind."""
     close = sum(record.max_bar > 0 for record in made.records)
     bits = f"{len(made.records)} comparisons, all bit for bit"
-    return bits if not close else f"{bits} but for {close} within bars, with runs of the given file that round differently"
+    if not close:
+        return bits
+    return f"{bits} but for {close} within bars, with runs of the given file that round differently"
 
 
 def show(made: wrap.Wrapped, console: Console) -> None:
