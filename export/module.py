@@ -5,7 +5,6 @@ Owns that order. Whatever raises, nothing appears under the final name.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import nn
 from export import artifact, checks, machine, module_faults, triton, wrap
 from export.invariance import invariances
 from export.module_calls import ModuleError
+from export.module_copies import copied, prepared
 from export.module_errors import told
 from export.module_find_plan import find_plan
 from export.module_graph import to_onnx
@@ -80,7 +80,7 @@ def export_module(
     as it is.
     Raises ModuleError, WrapError, ResidentError, StructureError, ParityError or ArtifactError, and then leaves nothing.
     """
-    module, remarks = _prepared(module)
+    module, remarks = prepared(module)
     progress("understanding", 0, 1)
     plan = find_plan(module, [parse_input(text) for text in inputs], first_state, ranges, successors)
     progress("comparing steps with whole sequences", 0, 1)
@@ -104,29 +104,16 @@ def export_module(
     return Exported(final, plan, contract, evidence, remarks)
 
 
-def _prepared(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """A copy in float32 that doesn't train."""
-    off = [name for name, part in module.named_modules() if type(part).__name__.startswith("Dropout")]
-    off += [
-        name for name, part in module.named_modules() if getattr(part, "dropout", 0) and isinstance(part, nn.RNNBase)
-    ]
-    remarks: tuple[str, ...] = (f"dropout is off ({', '.join(off)})",) if off else ()
-    strange = {str(value.dtype) for value in module.parameters() if value.is_floating_point()} - {"torch.float32"}
-    if strange:
-        remarks += (f"weights of {', '.join(sorted(strange))} are taken as float32",)
-    return copy.deepcopy(module).float().cpu().eval().requires_grad_(requires_grad=False), remarks
-
-
 def traced(plan: Plan, module: nn.Module, path: Path) -> tuple[Plan, tuple[str, ...]]:
     """Write the graph, with time if it can be free; the plan that it is of."""
     if plan.stepwise:
-        to_onnx(plan, copy.deepcopy(module), path)
+        to_onnx(plan, copied(module), path)
         return plan, ()
     try:
-        to_onnx(plan, copy.deepcopy(module), path)
+        to_onnx(plan, copied(module), path)
     except ModuleError as error:
         single = replace(plan, stepwise=True)
-        to_onnx(single, copy.deepcopy(module), path)
+        to_onnx(single, copied(module), path)
         return single, (f"single steps only, not chunks: {error}",)
     return plan, ()
 

@@ -18,8 +18,9 @@ from torch import nn
 
 from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
+from export.module_find_axes import fewer_streams
 from export.module_find_convention import find_convention, guessed, parameters_of
-from export.module_find_states import check_carried, explicit_states, fewer_streams, layer_states
+from export.module_find_states import check_carried, explicit_states, layer_states
 from export.module_plan import FLOATS, Plan, Tensor, bounded
 from export.module_probe import STEPS, STREAMS, Begin, Caller, Probe, same
 from export.module_repeats import check_repeats, explain_failure
@@ -193,10 +194,14 @@ def _one_step(caller: Caller) -> str:
 
 
 def _takes_time(caller: Caller, outputs: Sequence[Tensor]) -> bool:
-    """Whether several steps can be one call of the graph: all has time, and no Python loop steps through it."""
+    """Whether several steps can be one call of the graph: all has time, and no Python loop steps through it.
+
+    A layer that runs within a frame, or with several sequences for each stream, has other lengths than the streams.
+    """
     one, more = caller.see().calls, caller.see(steps=STEPS).calls
     timed = all(tensor.timed for tensor in (*caller.probe.inputs, *outputs))
-    return timed and len(one) == len(more) and not any(call.core.cell for call in one)
+    along = all(call.x.shape[:2] == (STEPS, STREAMS) and call.core.directions == 1 for call in more)
+    return timed and along and len(one) == len(more)
 
 
 def _looked_up(probe: Probe, tensor: Tensor) -> tuple[float, float] | None:

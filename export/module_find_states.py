@@ -5,7 +5,6 @@ Owns what is tried and concluded of states.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ import torch
 
 from export.layouts import BATCH, Layout
 from export.module_calls import ModuleError, leaf_names
+from export.module_find_axes import Runs, fewer_streams, lanes_of, runs_within_a_step
 from export.module_plan import State
-from export.module_probe import STREAMS, Caller, alike, moved, same
-from model.recurrent import Called
+from export.module_probe import Caller, Seen, moved, same
+from model.recurrent_calls import Called
 
 
 def explicit_states(caller: Caller) -> list[State]:
@@ -47,6 +47,8 @@ def check_carried(caller: Caller) -> None:
         if len(calls) != 2 * count or (not calls[0].core.cell and calls[count].given is None):
             continue
         for before, after in zip(calls, calls[count:], strict=False):
+            if before.given is not None and after.given is not None and all(map(same, before.given, after.given)):
+                continue  # it begins anew in each step
             if after.given is None or not all(map(same, before.new, after.given)):
                 raise ModuleError(
                     f"the state of {name} is changed between two steps, outside of the layer (a reset by a mask, a"
@@ -59,21 +61,6 @@ def _by_layer(calls: Sequence[Called]) -> dict[str, list[Called]]:
     for call in calls:
         found.setdefault(call.slot.partition("#")[0], []).append(call)
     return found
-
-
-def fewer_streams(caller: Caller) -> list[torch.Tensor]:
-    """The same leaves for one stream fewer: found by running, from states cut on each axis that could be the batch."""
-    first = caller.first or []
-    choices = [[axis for axis, size in enumerate(leaf.shape) if size == STREAMS] for leaf in first]
-    for axes in itertools.islice(itertools.product(*choices), 64):
-        cut = [leaf.narrow(axis, 0, STREAMS - 1) for leaf, axis in zip(first, axes, strict=True)]
-        try:
-            seen = caller.see_from(cut, streams=STREAMS - 1)
-        except ModuleError:
-            continue
-        if alike(cut, seen.states):
-            return cut
-    raise ModuleError("its state has no axis that follows the number of streams")
 
 
 def _one(value: torch.Tensor, axis: int, what: str) -> Any:
@@ -89,30 +76,49 @@ def layer_states(caller: Caller) -> list[State]:
     base, other = caller.see(), caller.see(seed=1)
     changed = base if caller.first is None else caller.see_from(moved(caller.first))
     found = []
-    if not len(base.calls) == len(other.calls) == len(changed.calls):
+    if len({tuple(call.slot for call in seen.calls) for seen in (base, other, changed)}) > 1:
         raise ModuleError("which of its recurrent layers run depends on the input: data-dependent control flow")
-    for call, elsewhere, after in zip(base.calls, other.calls, changed.calls, strict=True):
+    _refuse_changing_weights(base, other)
+    runs = Runs.of(caller, base)
+    for place, (call, elsewhere, after) in enumerate(zip(base.calls, other.calls, changed.calls, strict=True)):
+        within = runs_within_a_step(runs, place)
+        if call.given is not None and after.given is not None and not all(map(same, call.given, after.given)):
+            continue  # it is a part of forward's own state
         initial: tuple[Any, ...] = (None,) * len(call.core.states)
+        if within:
+            continue
+        lanes = lanes_of(runs, place)
         if call.given is not None:
-            if after.given is not None and not all(map(same, call.given, after.given)):
-                continue  # it is a part of forward's own state
             if elsewhere.given is None or not all(map(same, call.given, elsewhere.given)):
                 raise ModuleError(
                     f"the state that {call.slot} begins from depends on the input (an encoder's last state, or a layer"
                     " called twice): it would begin anew at every step, so it can't be carried"
                 )
-            initial = tuple(_one(value, 0, f"{call.slot}'s state") for value in call.given)
-        for place, name in enumerate(call.core.states):
+            initial = tuple(_one(lanes.unfolded(value), 0, f"{call.slot}'s state") for value in call.given)
+        for number, name in enumerate(call.core.states):
             layers = f", {call.core.layers} layers" if call.core.layers > 1 else ""
+            each = f", {lanes.count} for each stream" if lanes.count > 1 else ""
             found.append(
                 State(
                     f"{call.slot.replace('#', '.')}.{name}",
-                    f"{call.slot}: {call.core.kind} {name}{layers}",
+                    f"{call.slot}: {call.core.kind} {name}{layers}{each}",
                     "float32",
-                    (BATCH, call.core.layers, call.core.hidden_size),
-                    initial[place],
+                    (BATCH, *(() if lanes.count == 1 else (lanes.count,)), call.core.layers, call.core.hidden_size),
+                    initial[number],
                     call.slot,
-                    place,
+                    number,
+                    lanes,
                 )
             )
     return found
+
+
+def _refuse_changing_weights(base: Seen, other: Seen) -> None:
+    """Raise ModuleError where a layer's weights aren't the same in two calls with different inputs."""
+    for call, elsewhere in zip(base.calls, other.calls, strict=True):
+        for one, two in zip(call.weights, elsewhere.weights, strict=True):
+            if not all(a is None or b is None or a is b or same(a, b) for a, b in zip(one, two, strict=True)):
+                raise ModuleError(
+                    f"the weights of {call.layer} change from call to call (they are computed from the input, or by"
+                    " chance): an export has one set of weights"
+                )

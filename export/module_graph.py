@@ -19,10 +19,13 @@ from torch import nn
 
 from export.layouts import BATCH, TIME, Layout, sized
 from export.module_calls import ModuleError
+from export.module_copies import copied
 from export.module_errors import place
 from export.module_plan import Plan
+from export.module_weights import settle_weights
 from export.portable import OPSET
-from model.recurrent import Core, Kernel, RecurrentError, Tape, Tensors, layer_weights, replaced
+from model.recurrent import Core, Kernel, RecurrentError, Tensors, layer_weights, pytorch, recurrent_layers
+from model.recurrent_calls import Tape, intercepted
 
 STREAMS, STEPS = 3, 5  # of the example that is traced: sizes that nothing else is likely to have
 _ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # i, f, g, o -> i, o, f, c and r, z, n -> z, r, h
@@ -37,7 +40,7 @@ class Streaming(nn.Module):
     def __init__(self, plan: Plan, module: nn.Module, make: Callable[[nn.Module, Core], Kernel]) -> None:
         super().__init__()
         self.plan, self.tape = plan, Tape()
-        self.module = replaced(module, make, self.tape)
+        self.module = intercepted(module, make, self.tape)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One call: several steps, or one where the plan goes step by step."""
@@ -53,7 +56,7 @@ class Streaming(nn.Module):
             if state.slot is None:
                 explicit.append(value)
             else:
-                carried[state.slot] = (*carried.get(state.slot, ()), value)
+                carried[state.slot] = (*carried.get(state.slot, ()), state.lanes.folded(value))
         self.tape.begin(carried)
         answer = plan.convention.call(self.module, inputs, explicit if plan.convention.states else None)
         named, new = plan.convention.outputs(answer), plan.convention.state(answer)
@@ -64,22 +67,29 @@ class Streaming(nn.Module):
             outputs.append(value.squeeze(tensor.layout.index(TIME)) if within else value)
         given = self.tape.given()
         self.tape.begin({})  # nothing of this run stays
-        return (*outputs, *(new[s.place] if s.slot is None else given[s.slot][s.place] for s in plan.states))
+        return (*outputs, *(new[s.place] if s.slot is None else s.new_of(given[s.slot]) for s in plan.states))
 
 
 class OnnxKernel(nn.Module):
-    """A recurrent layer as ONNX's operators with weights in their order; for tracing only, its values mean nothing."""
+    """A recurrent layer as ONNX's operators with weights in their order; for tracing only, its values mean nothing.
+
+    The weights are those that the layer has now, as constants.
+    """
 
     def __init__(self, original: nn.Module, core: Core) -> None:
         super().__init__()
         self.core = core
-        for number, layer in enumerate(layer_weights(original)):
-            self.register_buffer(f"W{number}", self._rows(layer.w_ih)[None])
-            self.register_buffer(f"R{number}", self._rows(layer.w_hh)[None])
-            both = (
-                None if layer.b_ih is None or layer.b_hh is None else (self._rows(layer.b_ih), self._rows(layer.b_hh))
-            )
-            self.register_buffer(f"B{number}", None if both is None else torch.cat(both)[None])
+        weights = layer_weights(original)
+        for number in range(core.layers):
+            both = weights[number * core.directions : (number + 1) * core.directions]
+            self.register_buffer(f"W{number}", torch.stack([self._rows(one.w_ih) for one in both]))
+            self.register_buffer(f"R{number}", torch.stack([self._rows(one.w_hh) for one in both]))
+            biases = [
+                torch.cat((self._rows(one.b_ih), self._rows(one.b_hh)))
+                for one in both
+                if one.b_ih is not None and one.b_hh is not None
+            ]
+            self.register_buffer(f"B{number}", torch.stack(biases) if biases else None)
 
     def _rows(self, weight: torch.Tensor) -> torch.Tensor:
         order = _ORDER[self.core.kind]
@@ -87,36 +97,42 @@ class OnnxKernel(nn.Module):
         return torch.cat([gates[gate] for gate in order]).contiguous()
 
     def forward(self, x: torch.Tensor, states: Tensors) -> tuple[torch.Tensor, Tensors]:
-        """Inputs x [T, B, F] and states [B, L, H] give y [T, B, H] and new states."""
+        """Inputs x [T, B, F] and states [B, L*D, H] give y [T, B, D*H] and new states."""
         core = self.core
         steps, batch = x.shape[0], x.shape[1]
         layers = [self._layers(state, batch) for state in states]
         new: list[list[torch.Tensor]] = [[] for _ in states]
-        attributes: dict[str, Any] = {"hidden_size": core.hidden_size}
-        if core.kind == "GRU":
-            attributes["linear_before_reset"] = 1
-        if core.kind == "RNN":
-            attributes["activations"] = [core.nonlinearity.capitalize()]
-        last = (1, batch, core.hidden_size)
+        last = (core.directions, batch, core.hidden_size)
         for number in range(core.layers):
             weights = [getattr(self, f"{kind}{number}") for kind in "WRB"]
             found = torch.onnx.ops.symbolic_multi_out(
                 core.kind,
                 (x, *weights, None, *(state[number] for state in layers)),
-                attrs=attributes,
+                attrs=self._attributes(),
                 dtypes=(x.dtype,) * (1 + len(states)),
-                shapes=((steps, 1, batch, core.hidden_size), *((last,) * len(states))),
+                shapes=((steps, core.directions, batch, core.hidden_size), *((last,) * len(states))),
                 version=OPSET,
             )
-            x = found[0].squeeze(1)
+            x = found[0].squeeze(1) if core.directions == 1 else found[0].transpose(1, 2).flatten(2)
             for into, value in zip(new, found[1:], strict=True):
                 into.append(value)
         return x, tuple(self._joined(state, batch) for state in new)
 
-    def _layers(self, state: torch.Tensor, batch: Any) -> list[torch.Tensor]:
-        """[B, L, H] as each layer takes it, [1, B, H]."""
+    def _attributes(self) -> dict[str, Any]:
         core = self.core
-        first = _transposed(state, (core.layers, batch, core.hidden_size))
+        attributes: dict[str, Any] = {"hidden_size": core.hidden_size}
+        if core.kind == "GRU":
+            attributes["linear_before_reset"] = 1
+        if core.kind == "RNN":
+            attributes["activations"] = [core.nonlinearity.capitalize()] * core.directions
+        if core.directions == 2:
+            attributes["direction"] = "bidirectional"
+        return attributes
+
+    def _layers(self, state: torch.Tensor, batch: Any) -> list[torch.Tensor]:
+        """[B, L*D, H] as each layer takes it, [D, B, H]."""
+        core = self.core
+        first = _transposed(state, (core.rows, batch, core.hidden_size))
         if core.layers == 1:
             return [first]
         return list(
@@ -125,7 +141,7 @@ class OnnxKernel(nn.Module):
                 (first,),
                 attrs={"axis": 0, "num_outputs": core.layers},
                 dtypes=(state.dtype,) * core.layers,
-                shapes=((1, batch, core.hidden_size),) * core.layers,
+                shapes=((core.directions, batch, core.hidden_size),) * core.layers,
                 version=OPSET,
             )
         )
@@ -133,7 +149,7 @@ class OnnxKernel(nn.Module):
     def _joined(self, layers: list[torch.Tensor], batch: Any) -> torch.Tensor:
         """The inverse."""
         first = layers[0] if len(layers) == 1 else torch.cat(layers)
-        return _transposed(first, (batch, self.core.layers, self.core.hidden_size))
+        return _transposed(first, (batch, self.core.rows, self.core.hidden_size))
 
 
 def _transposed(value: torch.Tensor, shape: tuple[Any, ...]) -> torch.Tensor:
@@ -148,7 +164,6 @@ def to_onnx(plan: Plan, module: nn.Module, path: Path) -> None:
 
     Raises ModuleError in one line where it can't be traced.
     """
-    streaming = Streaming(plan, module.eval(), OnnxKernel).requires_grad_(requires_grad=False)
     tensors = [(tensor.dtype, plan.layout(tensor)) for tensor in plan.inputs]
     tensors += [(state.dtype, state.layout) for state in plan.states]
     example = tuple(
@@ -159,7 +174,10 @@ def to_onnx(plan: Plan, module: nn.Module, path: Path) -> None:
     with _quiet():
         try:
             traced = torch.export.export(
-                streaming, example, dynamic_shapes=(tuple(_free(layout) for _, layout in tensors),), strict=False
+                _with_constant_weights(plan, module, example),
+                example,
+                dynamic_shapes=(tuple(_free(layout) for _, layout in tensors),),
+                strict=False,
             )
             made = torch.onnx.export(
                 traced, (), dynamo=True, input_names=names, output_names=given, opset_version=OPSET, verbose=False
@@ -170,6 +188,18 @@ def to_onnx(plan: Plan, module: nn.Module, path: Path) -> None:
             raise ModuleError(f"PyTorch can't trace it: {_cause(error)}") from error
         assert made is not None
         made.save(path, external_data=True)
+
+
+def _with_constant_weights(plan: Plan, module: nn.Module, example: tuple[torch.Tensor, ...]) -> Streaming:
+    """The streaming module with its recurrent layers as operators, whose weights are those that a copy has run with."""
+    ran = copied(module, share=True)
+    with torch.no_grad():
+        Streaming(plan, ran, pytorch)(*example)
+        settle_weights(module)
+        layers = zip(recurrent_layers(module), recurrent_layers(ran), strict=True)
+        twins = {id(layer): twin for (_, layer), (_, twin) in layers}
+        made = Streaming(plan, module, lambda layer, core: OnnxKernel(twins[id(layer)], core))
+    return made.requires_grad_(requires_grad=False)
 
 
 def _free(layout: Layout) -> dict[int, Any]:

@@ -6,11 +6,13 @@ Owns that description. How it is found out is `module_find_plan`'s business.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from export import ranges
 from export.layouts import BATCH, TIME, Layout
@@ -41,6 +43,31 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Lanes:
+    """How a recurrent layer's batch is made of streams: each has `count` places in it (1: it is the streams).
+
+    `streams_first`: a stream's places are neighbours, as in `x.reshape(B * F, T, C)`.
+    """
+
+    count: int = 1
+    streams_first: bool = True
+
+    def folded(self, state: torch.Tensor) -> torch.Tensor:
+        """Streams' states [B, N, L, H] as the layer's [B*N, L, H]; as they are, [B, L, H], where N is 1."""
+        if self.count == 1:
+            return state
+        return (state if self.streams_first else state.transpose(0, 1)).flatten(0, 1)
+
+    def unfolded(self, state: torch.Tensor) -> torch.Tensor:
+        """The inverse."""
+        if self.count == 1:
+            return state
+        if self.streams_first:
+            return state.reshape(-1, self.count, *state.shape[1:])
+        return state.reshape(self.count, -1, *state.shape[1:]).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """A state tensor: a layer's own (`slot`, and which of its states), or a leaf of forward's argument."""
 
@@ -51,6 +78,11 @@ class State:
     initial: Array | None  # of one stream, without the batch axis; None is zeros
     slot: str | None = None
     place: int = 0
+    lanes: Lanes = Lanes()
+
+    def new_of(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """This state among those that its layer gave."""
+        return self.lanes.unfolded(states[self.place])
 
     @property
     def successor(self) -> str:

@@ -5,7 +5,6 @@ Owns the copy, what it is given, and what a call gave. Concludes nothing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,13 @@ from torch import nn
 
 from export.layouts import BATCH, TIME
 from export.module_calls import Convention, ModuleError
+from export.module_copies import copied
 from export.module_errors import told
 from export.module_plan import FLOATS, Tensor, whole
 from export.samples import values
 from model.contract import TensorSpec
-from model.recurrent import Called, RecurrentError, Tape, core_of, pytorch, recurrent_layers, replaced
+from model.recurrent import RecurrentError, core_of, pytorch, recurrent_layers
+from model.recurrent_calls import Called, Tape, intercepted
 
 STREAMS, STEPS = 3, 5  # of a probe: sizes that nothing else is likely to have
 _SAME = 1e-5  # of the largest value: what two calls of float32 may differ by
@@ -55,7 +56,7 @@ class Probe:
         self.tape = Tape()
         try:
             self.cores = [core_of(layer, name) for name, layer in recurrent_layers(module)]
-            self.module = replaced(copy.deepcopy(module).eval(), pytorch, self.tape)
+            self.module = intercepted(copied(module, share=True), pytorch, self.tape)
         except RecurrentError as error:
             raise ModuleError(str(error)) from error
 

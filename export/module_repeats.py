@@ -5,7 +5,6 @@ Owns that check, and what it says. Whatever else is concluded of a module rests 
 
 from __future__ import annotations
 
-import copy
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.module_calls import Convention, ModuleError, leaves
+from export.module_copies import copied
 from export.module_errors import place, told
 from export.module_probe import STREAMS, Probe, Values, same
 
@@ -44,8 +44,8 @@ class RandomOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def check_repeats(module: nn.Module, probe: Probe, convention: Convention, first: list[torch.Tensor] | None) -> None:
     """Raise ModuleError where two runs on the same input differ, saying which of two reasons it has."""
 
-    def call(copied: nn.Module, values: Values) -> Any:
-        return convention.call(copied, values, first)
+    def call(part: nn.Module, values: Values) -> Any:
+        return convention.call(part, values, first)
 
     _check(module, probe, call, STREAMS)
 
@@ -54,12 +54,12 @@ def explain_failure(module: nn.Module, probe: Probe, required: tuple[str, ...], 
     """Raise ModuleError for a module that doesn't run, where running one stream, or twice, says why; else return."""
     convention = Convention(tuple(tensor.name for tensor in probe.inputs), nones=required)
 
-    def call(copied: nn.Module, values: Values) -> Any:
-        return convention.call(copied, values, None)
+    def call(part: nn.Module, values: Values) -> Any:
+        return convention.call(part, values, None)
 
     for streams in (STREAMS, 1):
         try:
-            leaves(call(_copied(module), probe.values(streams=streams)))
+            leaves(call(copied(module, share=True), probe.values(streams=streams)))
         except Exception:  # noqa: BLE001, S112  whatever a user's code raises; the failure is told already
             continue
         _check(module, probe, call, streams)
@@ -75,7 +75,7 @@ def explain_failure(module: nn.Module, probe: Probe, required: tuple[str, ...], 
 def _check(module: nn.Module, probe: Probe, call: Callable[[nn.Module, Values], Any], streams: int) -> None:
     """Raise ModuleError where runs of copies, or of the same copy again, differ."""
     values = probe.values(streams=streams)
-    one, other = _copied(module), _copied(module)
+    one, other = copied(module, share=True), copied(module, share=True)
     before = _attributes(one)
     _seed(0)
     with RandomOps() as drawn:
@@ -112,11 +112,6 @@ def _kept(names: list[str], how: str) -> str:
         f"forward keeps a state in {where}, {how}: one attribute is no state"
         f" of many streams; let forward take and give it, forward(x, {plain}) -> (y, {plain})"
     )
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """A copy of everything but the parameters, which may be large, and which no forward changes."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def _seed(number: int) -> None:

@@ -6,7 +6,6 @@ module streams at all. Knows no ONNX Runtime.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from export import wrap_parity
 from export.layouts import BATCH, TIME
 from export.module_calls import ModuleError
+from export.module_copies import copied
 from export.module_errors import told
 from export.module_graph import Streaming
 from export.module_plan import Plan, State, Tensor
@@ -75,7 +75,7 @@ class Streamed:
     ) -> None:
         self._plan, self._dtype = plan, dtype
         self._specs = plan.contract()
-        self._function = Streaming(plan, copy.deepcopy(module).to(dtype).eval(), make)
+        self._function = Streaming(plan, copied(module, dtype), make)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], states: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Inputs [B, T, *shape] and states [B, *shape] by input name; outputs and new states by output name."""
@@ -118,10 +118,12 @@ class Whole:
 
     def __init__(self, plan: Plan, module: nn.Module) -> None:
         self._plan = plan
-        self._module = copy.deepcopy(module).double().eval()
+        self._module = copied(module, torch.float64)
         self._last: dict[str, list[tuple[torch.Tensor, ...]]] = {}
+        carrying = {state.slot.partition("#")[0] for state in plan.states if state.slot is not None}
         for name, layer in recurrent_layers(self._module):
-            layer.register_forward_hook(self._keeper(name, core_of(layer, name)))
+            if name in carrying:
+                layer.register_forward_hook(self._keeper(name, core_of(layer, name)))
 
     def _keeper(self, name: str, core: Core) -> Callable[..., None]:
         def keep(_layer: nn.Module, _given: Any, answer: Any) -> None:
@@ -158,7 +160,7 @@ class Whole:
             if state.slot is None:
                 found[state.successor] = np.moveaxis(new[state.place].numpy(), state.layout.index(BATCH), 0)
             else:
-                found[state.successor] = self._slot(state.slot)[state.place].numpy()
+                found[state.successor] = state.new_of(self._slot(state.slot)).numpy()
         return found
 
     def _slot(self, slot: str) -> tuple[torch.Tensor, ...]:

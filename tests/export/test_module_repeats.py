@@ -73,9 +73,8 @@ def test_a_language_models_axes_are_found(swaps: bool) -> None:
 
 def test_exchanged_axes_are_no_traceback() -> None:
     """What is told wrongly is refused, with what was told."""
-    module, plan = planned(impure.TimeFirst, ["tokens=int64[batch,time]"])
-    with pytest.raises(ModuleError, match=r"tokens=int64\[batch,time\]"):
-        check_streams(plan, module)
+    with pytest.raises(ModuleError, match=r"along the streams.*tokens=int64\[batch,time\] are in the wrong order"):
+        planned(impure.TimeFirst, ["tokens=int64[batch,time]"])
 
 
 def test_joined_axes_are_a_single_steps() -> None:
