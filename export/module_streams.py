@@ -23,12 +23,15 @@ from export.module_copies import copied
 from export.module_errors import told
 from export.module_graph import Streaming
 from export.module_plan import Plan, State, Tensor
+from export.run_lengths import TRAFFIC
 from model.contract import Contract
 from model.recurrent import Core, Kernel, RecurrentError, core_of, formula, recurrent_layers, whole_states
 
 Arrays = dict[str, npt.NDArray[Any]]
 CHECKED = 12  # steps, each compared
+LONG = 640  # steps of one stream: beyond any lag or window of the past that a run of the server's has
 LANES = 3
+_EXACT = 1e-12  # likewise: before a step that needs more of the past, none is off by more
 _APART = 1e-9  # of the largest value: what float64 leaves of a module that streams is about 1e-15
 
 
@@ -248,6 +251,32 @@ def check_streams(plan: Plan, module: nn.Module) -> None:
                 " leaves (is it fed from later steps?)"
             )
     _check_apart(plan, module, contract)
+    _check_long(plan, module, contract)
+
+
+def _check_long(plan: Plan, module: nn.Module, contract: Contract) -> None:
+    """Raise ModuleError where a step needs more of the past than the short check has: a lag, window or table.
+
+    An error that has grown out of roundings, as in a chaotic net, is none: the steps before it are a little off, too.
+    """
+    weights = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    count = min(LONG, max(CHECKED, TRAFFIC // max(1, weights)))
+    sample = wrap_parity.draw(contract, 1, count, wrap_parity.INITIAL, seed=8)
+    inputs = held(plan, sample.inputs)
+    try:
+        whole = Whole(plan, module).run(inputs, sample.states, every=False)
+    except Exception:  # noqa: BLE001  a user's code that takes no sequence so long: parity says so
+        return
+    steps = Streamed(plan, module).one_by_one(inputs, sample.states)
+    for tensor in plan.outputs:
+        one, other = whole[tensor.name], steps[tensor.name]
+        step = first_apart(one, other) if one.shape == other.shape else None
+        if step is None:
+            continue
+        before = np.abs(one[:, : step - 1].astype(np.float64) - other[:, : step - 1])
+        size = float(np.nanmax(np.abs(one[:, : step - 1]), initial=0))
+        if one.dtype.kind != "f" or float(np.nanmax(before, initial=0)) <= _EXACT * size:
+            raise ModuleError(_why(tensor.name, step))
 
 
 def _axes_of(plan: Plan) -> str:

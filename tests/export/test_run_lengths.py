@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper, numpy_helper, parser
+from torch import nn
+from torch.nn import functional
 
 from export import artifact, run_lengths, wrap
+from export.module_calls import ModuleError
+from export.module_find_plan import find_plan
+from export.module_plan import parse_input
+from export.module_streams import check_streams
 from export.run_lengths import EVERY, MOST, most_steps, numbers, tried
 from export.runtime import Resident
 from export.theirs import WrapError
 from model.contract import Contract, StatePair, TensorSpec
-from tests import wrapped
+from tests import modules, wrapped
 
 # y[t] = x[t] + SCALE · x[t - LAG] + h, where a lag reaches no further back than its own run.
 LAGGING = """
@@ -81,6 +89,27 @@ def test_a_lag_within_a_run_is_refused(tmp_path: Path, lag: int) -> None:
     """A graph that looks back within its run only is found by a run that is longer than any lag of it."""
     with pytest.raises(WrapError, match=f"first at step {lag + 1}: the graph .* forgets between runs"):
         wrapped_as(lagging(lag, 1.0), tmp_path)
+
+
+class Lagging(nn.Module):
+    """A layer, and what went in so many steps before, which no state has."""
+
+    def __init__(self, lag: int) -> None:
+        super().__init__()
+        self.lag, self.gru = lag, nn.GRU(3, 3, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        past = functional.pad(x, (0, 0, self.lag, 0))[:, : x.shape[1]]
+        return self.gru(x)[0] + 0.01 * past
+
+
+@pytest.mark.parametrize("lag", [7, 40, 300])
+def test_a_modules_lag_is_refused(lag: int) -> None:
+    """A module is asked for longer sequences than any lag of its own."""
+    module = modules.seeded(lambda: Lagging(lag)).eval()
+    plan = find_plan(module, [parse_input("x=float32[batch,time,3]")], None)
+    with pytest.raises(ModuleError, match=f"differ first at step {lag + 1}; step {lag + 1} needs more of the past"):
+        check_streams(plan, module)
 
 
 def test_a_faint_lag_bounds_the_runs(tmp_path: Path) -> None:
