@@ -279,9 +279,12 @@ class Levels:
         del model.graph.initializer[:]
         evaluator = ReferenceEvaluator(model)
         names = list(evaluator.output_names)
-        return lambda inputs, states: dict(
-            zip(names, evaluator.run(names, {**inputs, **states, **weights}), strict=True)
-        )
+
+        def run(inputs: Inputs, states: Inputs) -> Arrays:
+            with np.errstate(over="ignore"):  # its sigmoid is 1 / (1 + exp(-x)): 0 beyond exp's range
+                return dict(zip(names, evaluator.run(names, {**inputs, **states, **weights}), strict=True))
+
+        return run
 
     def _run_resident(self, inputs: Inputs, states: Inputs) -> Arrays:
         """One run of all lanes, from rows 1..B to rows B+1..2B."""

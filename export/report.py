@@ -43,11 +43,19 @@ def parity_table(records: Iterable[ParityRecord]) -> Table:
         cells = [ratios([record for record in members if record.steps == count]) for count in steps]
         if all(record.rms_bar == 0 for record in members):
             cells = ["bit for bit" if member.passed else "differs" for member in members[:1]] + [""] * (len(steps) - 1)
-        verdict = "[green]ok[/green]" if all(record.passed for record in members) else "[red]FAILED[/red]"
+        verdict = _verdict(members)
         shares = [_share(members)] if reduced else []
         view.add_row("" if subject == shown else subject, tensor, *cells, _bar(members[0]), *shares, verdict)
         shown = subject
     return view
+
+
+def _verdict(records: list[ParityRecord]) -> str:
+    """Whether all passed, or by which criteria some failed."""
+    if all(record.passed for record in records):
+        return "[green]ok[/green]"
+    criteria = dict.fromkeys(record.failed_by.partition(":")[0] for record in records if record.failed_by)
+    return "[red]FAILED[/red]" + (f" ({', '.join(criteria)})" if criteria else "")
 
 
 def _share(records: list[ParityRecord]) -> str:

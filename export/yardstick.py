@@ -28,6 +28,7 @@ EPSILON = float(np.finfo(np.float32).eps)
 TINY = float(np.finfo(np.float32).tiny)
 SLACK = 1.5  # epsilons: between the worst of PyTorch's activations and of ONNX Runtime's
 RIPPLE = 20.0  # how fast the slack of an activation changes with its argument
+RATIO, ONE_GROUP, SHARE, CHAOTIC, BYTES = "error", "one group", "share", "chaotic", "bytes"  # criteria
 NOT_A_NUMBER = 1e30  # the error of an answer that isn't finite
 
 
@@ -154,9 +155,15 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
         error = answer[tensor]
         found = error.groups() / yardstick.of(tensor)
         rms_ratio, max_ratio = (float(ratio) for ratio in np.median(found, axis=0))
-        gross = bool(np.any(found > (GROSS * rms_bar, GROSS * max_bar)))
         share, share_bar = share_of(error, exact), yardstick.share_bar(tensor)
         useless = answer is yardstick.own and error.rms > USABLE * exact.rms and rms_ratio >= 1
+        over_share = share > share_bar > 0
+        failed_by = (
+            _over(rms_ratio, max_ratio, rms_bar, max_bar)
+            or _over_in_a_group(found, GROSS * rms_bar, GROSS * max_bar)
+            or (f"{SHARE}: {share:.2g} of the tensor's rms, and {share_bar:.2g} is the limit" if over_share else "")
+            or (f"{CHAOTIC}: {chaos(share)}" if useless else "")
+        )
         records.append(
             ParityRecord(
                 subject=subject,
@@ -170,16 +177,42 @@ def compare(*, subject: str, case: Case, answer: Tallies, yardstick: Yardstick, 
                 max_ratio=max_ratio,
                 rms_bar=rms_bar,
                 max_bar=max_bar,
-                passed=rms_ratio <= rms_bar
-                and max_ratio <= max_bar
-                and (share <= share_bar or share_bar == 0)
-                and not gross
-                and not useless,
+                passed=not failed_by,
                 share=share,
                 share_bar=share_bar,
+                failed_by=failed_by,
             )
         )
     return records
+
+
+def _over(rms_ratio: float, max_ratio: float, rms_bar: float, max_bar: float) -> str:
+    """What is over its bar of the median group."""
+    if rms_ratio <= rms_bar and max_ratio <= max_bar:
+        return ""
+    return (
+        f"{RATIO}: error {rms_ratio:.3g} (rms) and {max_ratio:.3g} (max) times the yardstick, bars {rms_bar:g} and"
+        f" {max_bar:g}"
+    )
+
+
+def _over_in_a_group(found: npt.NDArray[np.float64], rms_bar: float, max_bar: float) -> str:
+    """What no single group may reach, where one does."""
+    if not np.any(found > (rms_bar, max_bar)):
+        return ""
+    rms, largest = np.max(found, axis=0)
+    return (
+        f"{ONE_GROUP}: error {rms:.3g} (rms) and {largest:.3g} (max) times the yardstick in the worst of {GROUPS}"
+        f" groups of streams, of which none may reach {rms_bar:g} and {max_bar:g}"
+    )
+
+
+def chaos(share: float) -> str:
+    """What is said of a network whose float32 is no measure of anything."""
+    return (
+        f"PyTorch's own float32 is off its float64 by {100 * share:.3g}% of the tensor's rms, and beyond"
+        f" {100 * USABLE:g}% nothing can be proved"
+    )
 
 
 def compare_bits(*, subject: str, sample: Sample, answer: Arrays, truth_name: str, truth: Arrays) -> list[ParityRecord]:
@@ -201,7 +234,8 @@ def compare_bits(*, subject: str, sample: Sample, answer: Arrays, truth_name: st
                 max_ratio=max_error / least,
                 rms_bar=0.0,
                 max_bar=0.0,
-                passed=answer[tensor].tobytes() == exact.tobytes(),
+                passed=(same := answer[tensor].tobytes() == exact.tobytes()),
+                failed_by="" if same else f"{BYTES}: not the same, by up to {max_error:.3g}",
             )
         )
     return records

@@ -158,6 +158,7 @@ class ParityRecord:
     what the same roundings cost when emulated in float64, where that is more.
 
     `share` is rms(subject - truth) / rms(truth), which must not exceed `share_bar` (0: nothing is asked of it).
+    `failed_by` says by which criterion it failed, and the figures: "criterion: figures"; nothing where it passed.
     """
 
     subject: str
@@ -174,6 +175,7 @@ class ParityRecord:
     passed: bool
     share: float = 0.0
     share_bar: float = 0.0
+    failed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +394,11 @@ def certificate_to_plain(certificate: Certificate) -> dict[str, Any]:
         "versions": dict(certificate.versions),
         "weights_digest": certificate.weights_digest,
         "records": [
-            {name: getattr(record, name) for name in ParityRecord.__dataclass_fields__}
+            {
+                name: getattr(record, name)
+                for name in ParityRecord.__dataclass_fields__
+                if name != "failed_by" or record.failed_by
+            }
             for record in certificate.records
         ],
         "not_checked": list(certificate.not_checked),

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -351,3 +352,18 @@ def test_a_nonlinearity_is_for_plain_rnns(
     torch.save(layer(3, 5).state_dict(), tmp_path / "theirs.pt")
     assert export(tmp_path / "theirs.pt", "--name", "a", "--out", tmp_path, "--nonlinearity", "relu") == 1
     assert f"holds the weights of {what}; leave it out" in capsys.readouterr().err
+
+
+def test_a_chaotic_network_is_refused_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own float32 and float64 part: the reason and the table say so, with figures that are over their bars."""
+    monkeypatch.setattr(effort, "LONGEST", (100, 1000))
+    torch.manual_seed(0)
+    torch.save({key: 20 * value for key, value in torch.nn.LSTM(5, 16, 2).state_dict().items()}, tmp_path / "wild.pt")
+    assert export(tmp_path / "wild.pt", "--name", "a", "--out", tmp_path / "artifacts") == 1
+    shown = capsys.readouterr()
+    assert "chaotic" in shown.out  # beside FAILED, on a line of its own where the terminal is narrow
+    assert re.search(r"chaotic: PyTorch's own float32 is off its float64 by [\d.]+% .* beyond 1% ", shown.err)
+    assert "train it with smaller recurrent weights" in shown.err
+    assert shown.err.count("\n") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 from export.parity import EMULATED
@@ -12,7 +14,14 @@ from model.contract import ParityRecord
 
 def record(subject: str, share: float, share_bar: float) -> ParityRecord:
     """A record that passed, with these shares."""
-    sizes = {"rms_error": 1.0, "max_error": 1.0, "rms_ratio": 1.0, "max_ratio": 1.0, "rms_bar": 2.0, "max_bar": 4.0}
+    sizes: dict[str, Any] = {
+        "rms_error": 1.0,
+        "max_error": 1.0,
+        "rms_ratio": 1.0,
+        "max_ratio": 1.0,
+        "rms_bar": 2.0,
+        "max_bar": 4.0,
+    }
     return ParityRecord(subject, "truth", "y", 10, "zero", passed=True, share=share, share_bar=share_bar, **sizes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +147,26 @@ def test_a_share_has_a_limit_until_the_emulation_is_over_it() -> None:
     assert not reduced(0.9, 0.4).passed
     near = reduced(0.0201, 0.0199)  # as close to its emulation as can be: no hair's breadth decides
     assert near.passed
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (TRUTH + 3e-2, "error: error 3"),
+        (np.where(np.arange(50)[:, None] == 0, TRUTH + 1, TRUTH), "one group: error .* none may reach 50 and 100"),
+    ],
+)
+def test_a_failure_says_by_which_criterion(answer: np.ndarray, said: str) -> None:
+    """With the figures that were over their bars, and those bars."""
+    record = judge(answer.astype(np.float32))
+    assert not record.passed
+    assert re.match(said, record.failed_by)
+
+
+def test_a_chaotic_net_is_called_so() -> None:
+    """Its own float32 is off, by a share of its size that is told."""
+    own = (TRUTH + 0.05).astype(np.float32)
+    record = judge(own, own=own)
+    assert not record.passed
+    assert record.failed_by.startswith("chaotic: PyTorch's own float32 is off its float64 by 5.")
+    assert judge(OWN, own=OWN).failed_by == ""
