@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -177,21 +176,10 @@ class WeightsWriter:
 def write_weights(model: ModelProto, path: Path) -> str:
     """Move the weights out of `model` into the file `path`, leaving references to it, and return its digest."""
     with path.open("wb") as file:
-        return _move(model, file)
-
-
-def move_weights(model: ModelProto) -> bytes:
-    """Take the weights out of `model`, leaving references into WEIGHTS, and return that file's bytes."""
-    file = io.BytesIO()
-    _move(model, file)
-    return file.getvalue()
-
-
-def _move(model: ModelProto, file: BinaryIO) -> str:
-    writer = WeightsWriter(file)
-    for tensor in model.graph.initializer:
-        tensor.CopyFrom(writer.keep(tensor.name, numpy_helper.to_array(tensor)))
-    return writer.digest
+        writer = WeightsWriter(file)
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(writer.keep(tensor.name, numpy_helper.to_array(tensor)))
+        return writer.digest
 
 
 def read_weights(model: ModelProto, folder: Path) -> dict[str, npt.NDArray[Any]]:
@@ -222,11 +210,6 @@ def refer(name: str, array: npt.NDArray[Any], *, offset: int) -> TensorProto:
     for key, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(array.nbytes))):
         tensor.external_data.add(key=key, value=value)
     return tensor
-
-
-def digest(data: bytes) -> str:
-    """What the contract calls `weights_digest`: "sha256:" and the hexadecimal SHA-256 of the weights file's bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def check_digest(folder: Path, contract: Contract) -> None:

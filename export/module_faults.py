@@ -67,7 +67,7 @@ def _planted(plant: Plant, levels: Levels, folder: Path, copy: Path) -> list[Par
     contract = levels.contract
     model, _ = artifact.read_graph(folder / artifact.MODEL, weights=True)
     plant(model, contract)
-    (copy / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
+    artifact.write_weights(model, copy / artifact.WEIGHTS)
     artifact.write_graph(model, copy / artifact.MODEL, contract)
     one_by_one = contract.notes.get(BATCHES) == ONE_BY_ONE
     reads = recurrent_axes.reads(model, contract, copy, together=not one_by_one)

@@ -180,8 +180,7 @@ def _first_that_holds(
     work.folded = _fold_constants(work)
     add_batch(work.theirs, work.asked)
     work.remarks += [f"input {name!r} is left out: every run takes all its steps" for name in work.theirs.lengths]
-    weights = artifact.move_weights(work.theirs.model)
-    (folder / artifact.WEIGHTS).write_bytes(weights)
+    digest = artifact.write_weights(work.theirs.model, folder / artifact.WEIGHTS)
     last: WrapError | None = None
     for together, members in itertools.groupby(lanes, lambda kind: kind is Lanes.TOGETHER):
         try:
@@ -195,7 +194,7 @@ def _first_that_holds(
             if together and len(lanes) > 1:
                 work.remarks.append(f"not together: {error}")
             continue
-        contract = replace(found.contract, name=name, weights_digest=artifact.digest(weights), notes=notes)
+        contract = replace(found.contract, name=name, weights_digest=digest, notes=notes)
         attempts = Attempts(work, folder, found, with_parts(contract, work.row_parts))
         for way in [Way(kind, ragged) for kind in members for ragged in (True,) * contract.ragged + (False,)]:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -114,8 +115,9 @@ def test_weights_move_and_come_back(tmp_path: Path) -> None:
         "table": np.arange(1000, dtype=np.int64),
     }
     model = graph_of(**weights)
-    data = artifact.move_weights(model)
-    (tmp_path / artifact.WEIGHTS).write_bytes(data)
+    digest = artifact.write_weights(model, tmp_path / artifact.WEIGHTS)
+    data = (tmp_path / artifact.WEIGHTS).read_bytes()
+    assert digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
     external = {tensor.name for tensor in model.graph.initializer if tensor.data_location}
     assert external == {"odd", "scalar", "table"}
     assert len(data) == 128 + 8000

@@ -151,7 +151,7 @@ def edit(written: Written, name: str, change: Callable[[np.ndarray], np.ndarray]
 
 def rewrite(written: Written, model: ModelProto) -> None:
     """Write both graphs anew from a model with its weights embedded."""
-    (written.folder / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
+    artifact.write_weights(model, written.folder / artifact.WEIGHTS)
     artifact.write_graph(model, written.folder / artifact.MODEL, written.contract)
     artifact.write_graph(resident.derive(model, written.contract), written.folder / artifact.RESIDENT, written.contract)
 

@@ -109,7 +109,7 @@ def fused_contract() -> Contract:
 def written_text(text: str, contract: Contract, folder: Path) -> tuple[ModelProto, ModelProto]:
     """A model given as ONNX text and what is derived from it, both in `folder`."""
     model = onnx.parser.parse_model(text)
-    (folder / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
+    artifact.write_weights(model, folder / artifact.WEIGHTS)
     artifact.write_graph(model, folder / artifact.MODEL, contract)
     wrapped = resident.derive(model, contract)
     artifact.write_graph(wrapped, folder / artifact.RESIDENT, contract)

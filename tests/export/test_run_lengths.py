@@ -191,7 +191,7 @@ def test_small_weights_beside_the_graph_are_read(tmp_path: Path) -> None:
         '<ir_version: 8, opset_import: ["" : 17]> a (float[n] x) => (float[n] y) { y = Add(x, k) }'
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array([31.0], np.float32), "k"))
-    (tmp_path / artifact.WEIGHTS).write_bytes(artifact.move_weights(model))
+    artifact.write_weights(model, tmp_path / artifact.WEIGHTS)
     assert 31 in numbers(model, tmp_path)
 
 
