@@ -112,8 +112,8 @@ class Link:
             del self._waiting[gate]
             gate.release()
 
-    def drain(self, timeout: float) -> None:
-        """Wait until the server has ended the call as asked, for `timeout` seconds at most; then end it."""
+    def drain(self, timeout: float | None) -> None:
+        """Wait until the server has ended the call as asked, for `timeout` seconds at most (None: for ever); end it."""
         if not self.maker.here:
             return
         try:

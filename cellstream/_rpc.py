@@ -5,7 +5,6 @@ Knows gRPC's names, and neither threads nor event loops.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import grpc
 
 from cellstream._addresses import proxy_hint
-from cellstream.errors import REASON_KEY, CellstreamError, StreamClosed, Unavailable, error_of
+from cellstream.errors import REASON_KEY, CellstreamError, DeadlineExceeded, StreamClosed, Unavailable, error_of
 from cellstream.options import Channel
 
 _SERVICE = "/cellstream.v1.StreamInference/"
@@ -30,6 +29,8 @@ UNLOAD_MODEL = _SERVICE + "UnloadModel"
 CLOSE_SECONDS = 5.0  # for the answers that are outstanding when a stream is closed; then it is cancelled
 JOIN_SECONDS = 1.0  # for the threads of a call that is over; they take milliseconds
 DISCONNECT_SECONDS = 2.0  # for gRPC to close a channel; it takes milliseconds
+
+_ENDLESS_SECONDS = 1e9  # 30 years
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Status = tuple[str, str, str]  # code, reason, message
@@ -47,6 +48,17 @@ def status_of(
 def error_from(error: Any) -> CellstreamError:
     """The typed error for a unary call's RpcError, which has code, details and trailing metadata."""
     return error_of(*status_of(error.code(), error.details(), error.trailing_metadata()))
+
+
+def unary_error(error: Any, timeout: float | None) -> CellstreamError:
+    """The same; an answer that isn't there in time, of which gRPC says no more, is told with the `timeout`."""
+    found = error_from(error)
+    return answer_timeout(timeout) if isinstance(found, DeadlineExceeded) and not found.reason else found
+
+
+def answer_timeout(timeout: float | None) -> DeadlineExceeded:
+    """The error for an answer that isn't there in time."""
+    return DeadlineExceeded(f"the server didn't answer within {timeout or 0.0:.3g} s")
 
 
 def explained(error: CellstreamError, address: str) -> CellstreamError:
@@ -76,9 +88,25 @@ def plain_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, Channel().arguments(address))
 
 
+def time_limit(timeout: float | None) -> float | None:
+    """A user's timeout in seconds; None: no limit, or one that nobody will see, and gRPC can't hold.
+
+    Raises ValueError for what is no number of seconds, before anything is sent.
+    """
+    if timeout is None:
+        return None
+    if hasattr(timeout, "__float__"):
+        if timeout >= _ENDLESS_SECONDS:
+            return None
+        if timeout < _ENDLESS_SECONDS:  # NaN is neither
+            return float(timeout)
+    raise ValueError(f"timeout is {timeout!r}; give a number of seconds, or None for no limit")
+
+
 def until(timeout: float | None) -> float | None:
-    """The moment (monotonic seconds) at which so many seconds are over; None: never."""
-    return None if timeout is None or timeout == math.inf else time.monotonic() + timeout
+    """The moment (monotonic seconds) at which so many seconds are over; None: never. Raises ValueError."""
+    seconds = time_limit(timeout)
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def begin(channel: Any, path: str, deadline: float | None, options: dict[str, Any], requests: Any) -> Any:

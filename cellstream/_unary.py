@@ -7,14 +7,13 @@ from typing import Any
 
 import grpc
 
-from cellstream._rpc import error_from
+from cellstream._rpc import answer_timeout, unary_error
 from cellstream._worker import Outcome, Worker
-from cellstream.errors import DeadlineExceeded
 
 _SPARE_SECONDS = 1.0  # after gRPC's own deadline, should it not keep it
 
 
-def ask(worker: Worker, begin: Callable[[], Any], timeout: float) -> Any:
+def ask(worker: Worker, begin: Callable[[], Any], timeout: float | None) -> Any:
     """The answer to the call that `begin` begins (a grpc.Future), within `timeout` seconds. Raises the typed error."""
     outcome, calls = Outcome[Any](), list[Any]()
 
@@ -28,13 +27,13 @@ def ask(worker: Worker, begin: Callable[[], Any], timeout: float) -> Any:
     worker.put(start)
     arrived = False
     try:
-        arrived = outcome.wait(timeout + _SPARE_SECONDS)
+        arrived = outcome.wait(None if timeout is None else timeout + _SPARE_SECONDS)
     finally:
         if not arrived:
             worker.put(lambda: [call.cancel() for call in calls])
     if not arrived:
-        raise DeadlineExceeded(f"no answer within {timeout:.3g} s")
+        raise answer_timeout(timeout)
     try:
         return outcome.result()
     except grpc.RpcError as error:
-        raise error_from(error) from None
+        raise unary_error(error, timeout) from None

@@ -60,10 +60,15 @@ class StreamView:
 def step_timeout(steps: int, timeout: float | None) -> StepTimeout:
     """The error for an answer that isn't there in time."""
     return StepTimeout(
-        f"no answer to {steps} steps within {timeout} s; they count all the same, and the stream goes on"
+        f"no answer to {steps} steps within {timeout or 0.0:g} s; they count all the same, and the stream goes on"
     )
 
 
 def open_timeout(seconds: float) -> DeadlineExceeded:
     """The error for a stream that doesn't open in time."""
     return DeadlineExceeded(f"the server didn't open the stream within {seconds:.3g} s")
+
+
+def finish_timeout(seconds: float) -> DeadlineExceeded:
+    """The error for streams of a multiplexed call that don't end in time."""
+    return DeadlineExceeded(f"the streams didn't end within {seconds:.3g} s; they end once their steps are answered")

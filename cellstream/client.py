@@ -164,7 +164,7 @@ class Client:
         return self._catalog.described(message, (name, version))
 
     def _retrying(self, retry: Retry | None, attempt: Callable[[float], R], timeout: float | None) -> R:
-        attempts = Attempts(retry or self._retry, timeout, time.monotonic)
+        attempts = Attempts(retry or self._retry, _rpc.time_limit(timeout), time.monotonic)
         while True:
             try:
                 return attempt(attempts.seconds_left())
@@ -184,8 +184,9 @@ class Client:
         if self._closed:
             raise StreamClosed("the client is closed")
 
-    def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
+    def _call(self, path: str, request: Any, response: Any, timeout: float | None) -> Any:
         self._check_open()
+        timeout = _rpc.time_limit(timeout)
         options = {"timeout": timeout, "metadata": self._metadata, "wait_for_ready": self._wait_for_ready}
 
         def begin() -> Any:

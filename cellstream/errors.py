@@ -183,6 +183,8 @@ _TYPES: dict[tuple[str, str], type[CellstreamError]] = {
     ("DEADLINE_EXCEEDED", ""): DeadlineExceeded,
 }
 
+_BARE_DEADLINE = "deadline exceeded"  # all that gRPC says, or nearly
+
 # What an open stream ends with when its connection, a proxy on the way or its server dies. With a reason, any code
 # but UNAVAILABLE is an answer of the server's and no loss.
 _BREAKS = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "ABORTED"}
@@ -191,6 +193,8 @@ _BREAKS = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED", "ABORTED"}
 def error_of(code: str, reason: str, message: str) -> CellstreamError:
     """The typed error for a status that isn't OK."""
     kind = _TYPES.get((code, reason)) or _TYPES.get((code, ""), CellstreamError)
+    if kind is DeadlineExceeded and _BARE_DEADLINE in message.lower():
+        message = "the time given to the call is over (its timeout)"
     return kind(message or code, code=code, reason=reason)
 
 

@@ -10,9 +10,9 @@ from cellstream._link import Link
 from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
-from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, warn_dropped
+from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, time_limit, warn_dropped
 from cellstream._tensors import Values
-from cellstream._view import open_timeout, step_timeout
+from cellstream._view import finish_timeout, open_timeout, step_timeout
 
 
 class Multiplex(MultiplexView):
@@ -37,18 +37,19 @@ class Multiplex(MultiplexView):
 
     def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""
-        keys = tuple(stream_ids)
+        keys, limit = tuple(stream_ids), time_limit(timeout)
         self._link.change(lambda: self._core.open(stream_ids))
-        if not self._link.wait(lambda: self._core.settled(keys), timeout):
+        if not self._link.wait(lambda: self._core.settled(keys), limit):
             raise open_timeout(timeout)
         with self._link.changed:
             self._core.check_opened(keys)
 
     def finish(self, *keys: int, timeout: float = 30.0) -> None:
         """End these streams once what was sent to them is answered; their keys are free then."""
+        limit = time_limit(timeout)
         self._link.change(lambda: self._core.finish_streams(keys))
-        if not self._link.wait(lambda: self._core.gone(keys), timeout):
-            raise step_timeout(0, timeout)
+        if not self._link.wait(lambda: self._core.gone(keys), limit):
+            raise finish_timeout(timeout)
 
     def step(self, inputs: Mapping[int, Any], *, timeout: float | None = None) -> dict[int, Values]:
         """One step ([*shape]) or chunk ([T, *shape]) of each of many streams: outputs by key, in the same form.
@@ -74,10 +75,11 @@ class Multiplex(MultiplexView):
 
     def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
         """End every stream once what was sent is answered, within `timeout` seconds; then cancel them. Idempotent."""
+        limit = time_limit(timeout)
         if self._link.maker.here:
             with self._link.changed:
                 self._core.finish()
-            self._link.drain(timeout)
+            self._link.drain(limit)
             self._link.join(JOIN_SECONDS)
             self._forget(self._link)
 
@@ -108,6 +110,7 @@ class Multiplex(MultiplexView):
             self.cancel()
 
     def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
+        timeout = time_limit(timeout)
         gathered = self._link.change(lambda: self._core.push(keys, counts, request))
         if not self._link.wait(lambda: self._core.ready(gathered), timeout):
             raise step_timeout(request.steps, timeout)

@@ -133,7 +133,9 @@ class Attempts:
         wait = self._retry.delay(self._failed, error, self._clock() - self._began, random.random)
         if wait is None:
             if isinstance(error, DeadlineExceeded) and self._cause is not None:
-                raise DeadlineExceeded(f"{error}; the attempt before ended so: {self._cause}") from None
+                raise DeadlineExceeded(
+                    f"no answer within {self._retry.total:.3g} s; the attempt before the last ended so: {self._cause}"
+                ) from None
             raise error
         self._cause = error
         return wait

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from cellstream._rpc import EVICT_SEQUENCES, LIST_SEQUENCES, error_from, explained, plain_channel
+from cellstream._rpc import EVICT_SEQUENCES, LIST_SEQUENCES, explained, plain_channel, time_limit, unary_error
 from cellstream.errors import CellstreamError
 from cellstream.v1 import stream_inference_pb2 as pb
 
@@ -89,11 +89,12 @@ def _key(wanted: pb.SequenceId) -> Key:
 
 
 def _call(channel: grpc.Channel, method: str, request: Any, response: Any, timeout: float) -> Any:
+    seconds = time_limit(timeout)
     call = channel.unary_unary(method, type(request).SerializeToString, response.FromString)
     try:
-        return call(request, timeout=timeout)
+        return call(request, timeout=seconds)
     except grpc.RpcError as error:
-        raise error_from(error) from None
+        raise unary_error(error, seconds) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from cellstream._link import Link
 from cellstream._pipeline import Pipeline
 from cellstream._protocol import StreamCore
-from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, warn_dropped
+from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, time_limit, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import StreamView, open_timeout, step_timeout
 
@@ -63,6 +63,7 @@ class Stream(StreamView):
         DeadlineExceeded, StreamClosed or the server's refusal when the stream is over. A server that shuts down takes
         steps until its grace is over (see `going_away`); then it ends the stream, which raises StreamLost.
         """
+        timeout = time_limit(timeout)
         request = self._encode(values)
         answer = self._link.change(lambda: self._core.push(request))
         if not self._link.wait(lambda: self._core.ready(answer), timeout):
@@ -101,10 +102,11 @@ class Stream(StreamView):
 
     def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
         """End the stream once what was sent is answered, within `timeout` seconds; then cancel it. Idempotent."""
+        limit = time_limit(timeout)
         if self._link.maker.here:
             with self._link.changed:
                 self._core.finish()
-            self._link.drain(timeout)
+            self._link.drain(limit)
             self._link.join(JOIN_SECONDS)
             self._forget(self._link)
 

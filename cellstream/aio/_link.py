@@ -80,8 +80,8 @@ class Link:
             return ready()
         return True
 
-    async def drain(self, timeout: float) -> None:
-        """Wait until the server has ended the call as asked, for `timeout` seconds at most; then end it."""
+    async def drain(self, timeout: float | None) -> None:
+        """Wait until the server has ended the call as asked, for `timeout` seconds at most (None: for ever); end it."""
         if not self.maker.here:
             return
         try:

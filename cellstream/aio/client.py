@@ -190,7 +190,7 @@ class Client:
         self, retry: Retry | None, attempt: Callable[[float, float | None], Awaitable[S]], timeout: float | None
     ) -> S:
         until = _rpc.until(timeout)
-        attempts = Attempts(retry or self._retry, timeout, time.monotonic)
+        attempts = Attempts(retry or self._retry, _rpc.time_limit(timeout), time.monotonic)
         while True:
             try:
                 return await attempt(attempts.seconds_left(), until)
@@ -210,11 +210,12 @@ class Client:
         if self._closed:
             raise StreamClosed("the client is closed")
 
-    async def _call(self, path: str, request: Any, response: Any, timeout: float) -> Any:
+    async def _call(self, path: str, request: Any, response: Any, timeout: float | None) -> Any:
         self._check_open()
+        timeout = _rpc.time_limit(timeout)
         method: Any = self._channel.unary_unary(path, type(request).SerializeToString, response.FromString)
         options = {"timeout": timeout, "metadata": self._metadata, "wait_for_ready": self._wait_for_ready}
         try:
             return await method(request, **options)
         except grpc.aio.AioRpcError as error:
-            raise _rpc.explained(_rpc.error_from(error), self.address) from None
+            raise _rpc.explained(_rpc.unary_error(error, timeout), self.address) from None

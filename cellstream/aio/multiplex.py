@@ -10,9 +10,9 @@ from typing import Any, Self
 from cellstream._multiplex import MultiplexCore, MultiplexView
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
-from cellstream._rpc import CLOSE_SECONDS, warn_dropped
+from cellstream._rpc import CLOSE_SECONDS, time_limit, warn_dropped
 from cellstream._tensors import Values
-from cellstream._view import open_timeout, step_timeout
+from cellstream._view import finish_timeout, open_timeout, step_timeout
 from cellstream.aio._link import Link
 
 
@@ -34,17 +34,18 @@ class Multiplex(MultiplexView):
 
     async def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""
-        keys = tuple(stream_ids)
+        keys, limit = tuple(stream_ids), time_limit(timeout)
         self._link.change(lambda: self._core.open(stream_ids))
-        if not await self._link.wait(lambda: self._core.settled(keys), timeout):
+        if not await self._link.wait(lambda: self._core.settled(keys), limit):
             raise open_timeout(timeout)
         self._core.check_opened(keys)
 
     async def finish(self, *keys: int, timeout: float = 30.0) -> None:
         """End these streams once what was sent to them is answered; their keys are free then."""
+        limit = time_limit(timeout)
         self._link.change(lambda: self._core.finish_streams(keys))
-        if not await self._link.wait(lambda: self._core.gone(keys), timeout):
-            raise step_timeout(0, timeout)
+        if not await self._link.wait(lambda: self._core.gone(keys), limit):
+            raise finish_timeout(timeout)
 
     async def step(self, inputs: Mapping[int, Any], *, timeout: float | None = None) -> dict[int, Values]:
         """One step ([*shape]) or chunk ([T, *shape]) of each of many streams: outputs by key, in the same form.
@@ -71,8 +72,9 @@ class Multiplex(MultiplexView):
 
     async def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
         """End every stream once what was sent is answered, within `timeout` seconds; then cancel them. Idempotent."""
+        limit = time_limit(timeout)
         self._core.finish()
-        await self._link.drain(timeout)
+        await self._link.drain(limit)
         self._forget(self._link)
 
     async def cancel(self) -> None:
@@ -101,6 +103,7 @@ class Multiplex(MultiplexView):
             await self.cancel()
 
     async def _ask(self, keys: Any, counts: Any, request: Any, single: Any, timeout: float | None) -> Gathered:
+        timeout = time_limit(timeout)
         gathered = self._link.change(lambda: self._core.push(keys, counts, request))
         if not await self._link.wait(lambda: self._core.ready(gathered), timeout):
             raise step_timeout(request.steps, timeout)

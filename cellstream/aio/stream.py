@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from cellstream._pipeline import Pipeline
 from cellstream._protocol import StreamCore
-from cellstream._rpc import CLOSE_SECONDS, warn_dropped
+from cellstream._rpc import CLOSE_SECONDS, time_limit, warn_dropped
 from cellstream._tensors import Values
 from cellstream._view import StreamView, open_timeout, step_timeout
 from cellstream.aio._link import Link
@@ -47,6 +47,7 @@ class Stream(StreamView):
         What is converted, refused and raised is as in `cellstream.Stream.step`. A task that is cancelled while it
         waits is as a StepTimeout: the step counts, its answer is dropped, and the stream goes on.
         """
+        timeout = time_limit(timeout)
         request = self._encode(values)
         answer = self._link.change(lambda: self._core.push(request))
         if not await self._link.wait(lambda: self._core.ready(answer), timeout):
@@ -83,8 +84,9 @@ class Stream(StreamView):
 
     async def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
         """End the stream once what was sent is answered, within `timeout` seconds; then cancel it. Idempotent."""
+        limit = time_limit(timeout)
         self._core.finish()
-        await self._link.drain(timeout)
+        await self._link.drain(limit)
         self._forget(self._link)
 
     async def cancel(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from cellstream._rpc import LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, error_from
+from cellstream._rpc import LIST_MODELS, LOAD_MODEL, UNLOAD_MODEL, time_limit, unary_error
 from cellstream.models import ModelSummary, summaries_from
 from cellstream.v1 import stream_inference_pb2 as pb
 
@@ -68,8 +68,9 @@ def _changes(answer: pb.LoadModelResponse | pb.UnloadModelResponse) -> tuple[Mod
 
 
 def _call(channel: grpc.Channel, method: str, request: Any, response: Any, timeout: float) -> Any:
+    seconds = time_limit(timeout)
     call = channel.unary_unary(method, type(request).SerializeToString, response.FromString)
     try:
-        return call(request, timeout=timeout)
+        return call(request, timeout=seconds)
     except grpc.RpcError as error:
-        raise error_from(error) from None
+        raise unary_error(error, seconds) from None

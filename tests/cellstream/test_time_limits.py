@@ -102,6 +102,81 @@ def test_an_endless_timeout_is_no_timeout(client: cellstream.Client) -> None:
         assert stream.step(1, timeout=float("inf")) == 1
 
 
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 10**400])
+def test_what_grpc_cant_hold_is_no_timeout(client: cellstream.Client, timeout: float) -> None:
+    """A very long timeout is none, for every call; gRPC would end it at once."""
+    assert client.model("sum", timeout=timeout).name == "sum"
+    assert client.models(timeout=timeout)
+    with client.stream("sum", timeout=timeout, retry=cellstream.Retry(total=float("inf"))) as stream:
+        assert stream.step(1, timeout=timeout) == 1
+        stream.close(timeout=timeout)
+    with client.multiplex("sum", timeout=timeout, retry=cellstream.Retry(total=float("inf"))) as many:
+        many.open(1, timeout=timeout)
+        assert many.step({1: 1}, timeout=timeout) == {1: 1}
+        many.finish(1, timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", b"5", [5]])
+def test_what_is_no_timeout_is_refused_before_anything_is_sent(
+    server: FakeServer, client: cellstream.Client, timeout: float
+) -> None:
+    """A step that isn't sent doesn't count."""
+    wrong = pytest.raises(ValueError, match=r"timeout is .*; give a number of seconds, or None")
+    with client.stream("sum") as stream, client.multiplex("sum") as many:
+        many.open(1)
+        for call in (
+            lambda: client.stream("sum", timeout=timeout),
+            lambda: client.multiplex("sum", timeout=timeout),
+            lambda: client.models(timeout=timeout),
+            lambda: stream.step(1, timeout=timeout),
+            lambda: stream.close(timeout=timeout),
+            lambda: many.open(2, timeout=timeout),
+            lambda: many.finish(1, timeout=timeout),
+            lambda: many.step({1: 1}, timeout=timeout),
+        ):
+            with wrong:
+                call()
+        assert stream.step(1) == 1
+        assert many.step({1: 1}) == {1: 1}
+
+    async def body() -> None:
+        async with aio.connect(server.address) as other, other.stream("sum") as stream, other.multiplex("sum") as many:
+            await many.open(1)
+            for call in (
+                lambda: other.models(timeout=timeout),
+                lambda: stream.step(1, timeout=timeout),
+                lambda: stream.close(timeout=timeout),
+                lambda: many.step({1: 1}, timeout=timeout),
+                lambda: many.finish(1, timeout=timeout),
+            ):
+                with wrong:
+                    await call()
+            with wrong:
+                await other.stream("sum", timeout=timeout)
+            assert await stream.step(1) == 1
+
+    asyncio.run(body())
+
+
+def test_a_lack_of_time_is_told_in_words(server: FakeServer, mute: str, client: cellstream.Client) -> None:
+    """Every error for a timeout says which time is over, and not gRPC's bare words."""
+    with client.stream("sum", timeout=0.3) as stream, client.multiplex("sum") as many:
+        many.open(1)
+        server.gate.clear()
+        with pytest.raises(cellstream.DeadlineExceeded, match="time given to the call is over"):
+            stream.step(1)
+        with pytest.raises(cellstream.StepTimeout, match="within 0 s"):
+            many.step({1: 1}, timeout=0)
+        with pytest.raises(cellstream.DeadlineExceeded, match=r"didn't end within 0\.01 s"):
+            many.finish(1, timeout=0.01)
+        server.gate.set()
+    with cellstream.connect(mute) as other:
+        with pytest.raises(cellstream.DeadlineExceeded, match=r"didn't answer within 0\.05 s"):
+            other.models(timeout=0.05)
+        with pytest.raises(cellstream.DeadlineExceeded, match=r"within 0\.05 s"):
+            other.multiplex("sum", timeout=0.05)
+
+
 def test_total_is_used_and_kept(server: FakeServer, client: cellstream.Client) -> None:
     """Attempts go on until the total is used up, and no longer."""
     server.behaviour.refusal = Refusal(grpc.StatusCode.UNAVAILABLE, "", "not yet")
@@ -129,7 +204,7 @@ def test_the_reason_behind_a_lack_of_time_is_told() -> None:
     attempts = Attempts(cellstream.Retry(total=1), None, lambda: now[0])
     attempts.wait_after(cellstream.Unavailable("connection refused"))
     now[0] = 2.0
-    with pytest.raises(cellstream.DeadlineExceeded, match=r"late.*connection refused"):
+    with pytest.raises(cellstream.DeadlineExceeded, match=r"within 1 s.*connection refused"):
         attempts.wait_after(cellstream.DeadlineExceeded("late"))
 
 
