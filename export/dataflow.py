@@ -83,19 +83,20 @@ def _ops(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-_LAYOUT = _ops(
+LAYOUT = _ops(
     "Identity Cast CastLike Reshape Transpose Squeeze Unsqueeze Flatten Expand Tile Dropout QuantizeLinear"
     " DequantizeLinear Upsample Pad"
 )
 _CUTTING = _ops("Slice Split Gather GatherElements GatherND SplitToSequence")
 _JOINING = _ops("Concat")
 _SCALING = _ops("Mul Div Neg Not And")
-_ADDING = _ops("Add Sub Sum Mean Or Xor Max Min Mod Clip BitwiseAnd BitwiseOr BitwiseXor")
-_BENDING = _ops(
+ADDING = _ops("Add Sub Sum Mean Or Xor Max Min Mod Clip BitwiseAnd BitwiseOr BitwiseXor")
+BENDING = _ops(
     "Tanh Sigmoid Relu LeakyRelu Elu Selu Celu Gelu Softplus Softsign HardSigmoid HardSwish Mish PRelu Exp Log Sqrt Abs"
     " Sign Floor Ceil Round Erf Pow Reciprocal Sin Cos Equal Greater Less GreaterOrEqual LessOrEqual ThresholdedRelu"
     " IsNaN Swish"
 )
+PRODUCTS = _ops("MatMul Gemm")
 _SCATTERING = _ops("ScatterND ScatterElements Scatter TensorScatter")
 _SHAPES = frozenset({"Shape", "Size"})  # no value flows through these
 _GATES = frozenset({"Sigmoid", "HardSigmoid", "Exp", "Softmax", "Clip"})
@@ -191,8 +192,8 @@ class Dataflow:
         if op in _SHAPES:
             return Flow()
         elementwise = (
-            op in _JOINING | _SCALING | _ADDING | _BENDING
-            or (op in _LAYOUT | _CUTTING | _SCATTERING and place == 0)
+            op in _JOINING | _SCALING | ADDING | BENDING
+            or (op in LAYOUT | _CUTTING | _SCATTERING and place == 0)
             or (op == "Where" and place > 0)
             or (op == JOIN and place < len(step.inputs) - 1)
             or (op == "Gemm" and place == 2)
@@ -227,7 +228,7 @@ class Dataflow:
                 return True
             if maker.op == "Sub":
                 name = maker.inputs[1]
-            elif maker.op in _LAYOUT | _CUTTING:
+            elif maker.op in LAYOUT | _CUTTING:
                 name = maker.inputs[0]
             else:
                 return False
@@ -254,9 +255,9 @@ def _changed(way: Way, op: str, *, gated: bool, first: bool) -> Way:
         change = max(change, Change.SCALED)
     elif op in _SCATTERING:
         change = max(change, Change.WRITTEN)
-    elif op in _ADDING or op == "Gemm":
+    elif op in ADDING or op == "Gemm":
         change = max(change, Change.ADDED)
-    elif op in _BENDING:
+    elif op in BENDING:
         change = Change.BENT
     return Way(form, change, way.gated or gated)
 
@@ -271,7 +272,7 @@ def _is_zero(step: Step, zeros: Sequence[bool]) -> bool:
     if op in {"Where", JOIN}:
         return all(zeros[1:] if op == "Where" else zeros[:-1])
     bare = op in {"Conv", "ConvTranspose"} and len(zeros) == len(("X", "W"))
-    return zeros[:1] == [True] and (bare or op in _LAYOUT | _CUTTING | _ZERO_KEEPING)
+    return zeros[:1] == [True] and (bare or op in LAYOUT | _CUTTING | _ZERO_KEEPING)
 
 
 def _small_constants(graph: GraphProto, steps: Iterable[Step]) -> Iterator[tuple[str, npt.NDArray[Any]]]:

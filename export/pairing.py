@@ -29,7 +29,7 @@ from export.pairs import (
     refuse_growth,
 )
 from export.state_evidence import Evidence, Evidences, Kind, Weight, has_time
-from export.state_names import like_a_running_value, like_a_state, stem, stem_without_number
+from export.state_names import like_a_hidden_state, like_a_running_value, like_a_state, stem, stem_without_number
 from export.theirs import Theirs, dims
 
 
@@ -172,6 +172,10 @@ class Pairing:
             return says_so or self._lacks_time(one)
         if evidence.kind in {Kind.SUMMED, Kind.FUNCTION, Kind.DELAYED, Kind.COUNTED}:
             return says_so or like_a_running_value(one) or self._lacks_time(one)
+        if evidence.kind == Kind.RECURRED:
+            # With another state in the file it could be stateful without this one.
+            only = all(why == Kind.RECURRED for why in self.found.evidence.values())
+            return only and like_a_hidden_state(one) and like_a_hidden_state(other)
         return evidence.kind in {Kind.GATED, Kind.LOOPED} and says_so
 
     def _in_a_formula(self, one: str, other: str, proposed: Mapping[str, str]) -> bool:
@@ -294,7 +298,18 @@ class Pairing:
                 proposed[one] = other
         if not proposed:
             raise NoStateError(message)
-        raise self._question(message, self._with_formulas(proposed))
+        readings = self._with_formulas(proposed)
+        if len(readings) == 1 and all(self._speaks_alone(one, other) for one, other in readings[0].items()):
+            for one, other in readings[0].items():
+                self.found.add(one, other, str(self._evidence(one, other)))
+            return
+        raise self._question(message, readings)
+
+    def _speaks_alone(self, one: str, other: str) -> bool:
+        """Whether a gated sum is all there is to go by: the input has no name, and no other pair is possible."""
+        gated = self._evidence(one, other).kind == Kind.GATED
+        rivals = [name for name in self.outputs if name != other and self._alike(one, name)]
+        return gated and not self._stem(one) and not rivals
 
     def _with_formulas(self, cells: dict[str, str]) -> list[dict[str, str]]:
         """The readings of pairs that may be the c of an LSTM's formula, each with an h that is possible."""

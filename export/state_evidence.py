@@ -11,7 +11,7 @@ from enum import IntEnum, StrEnum
 
 from onnx import ValueInfoProto
 
-from export.dataflow import GROWN, SAME_SIZE, Change, Dataflow, Flow, Form, Step, Way
+from export.dataflow import ADDING, BENDING, GROWN, LAYOUT, PRODUCTS, SAME_SIZE, Change, Dataflow, Flow, Form, Step, Way
 from export.resident import RECURRENT
 from export.rewriting import attribute
 from export.theirs import Dim, dims
@@ -52,6 +52,7 @@ class Kind(StrEnum):
     FUNCTION = "a function of it, element by element, and of what the other inputs give"
     SUMMED = "a sum of it, element by element, and of what the other inputs give"
     GATED = "a gated sum: a share of it, element by element, and new values"
+    RECURRED = "a plain RNN's formula: a function of a product of it, plus what other inputs give"
     FORMULA = "an LSTM's formula: a gate times a function of the next cell state, which depends on it"
     SHIFTED = "a window that is shifted: a part of it beside new values"
     WRITTEN = "a cache of which some elements are overwritten"
@@ -62,7 +63,7 @@ class Kind(StrEnum):
 _WEIGHTS = {
     Kind.NOTHING: Weight.NONE,
     Kind.MIXED: Weight.DEPENDS,
-    Kind.FUNCTION: Weight.BENT,
+    **dict.fromkeys((Kind.FUNCTION, Kind.RECURRED), Weight.BENT),
     **dict.fromkeys((Kind.COUNTED, Kind.DELAYED, Kind.SUMMED, Kind.GATED, Kind.FORMULA, Kind.LOOPED), Weight.LINEAR),
     **dict.fromkeys((Kind.SHIFTED, Kind.WRITTEN, Kind.CARRIED), Weight.ALONE),
 }
@@ -185,8 +186,10 @@ class Evidences:
         """What speaks for a pair whose input reaches the output."""
         # A sum may be over all of a chunk's steps, of which the last is cut out.
         ways = {way for way in flow.ways if way.form in SAME_SIZE or way.change >= Change.ADDED}
+        if not ways and (one, other) in self.looped:
+            return Kind.LOOPED
         if not ways:
-            return Kind.LOOPED if (one, other) in self.looped else Kind.MIXED
+            return Kind.RECURRED if self._recurs(one, other) else Kind.MIXED
         if any(w.form == Form.SHIFTED and w.change <= Change.SCALED for w in ways) and not self._packed(one):
             return Kind.SHIFTED
         if any(way.change == Change.WRITTEN for way in ways):
@@ -194,6 +197,23 @@ class Evidences:
         if self.flow.sources(other) == {one} and not flow.mixed and all(w.change <= Change.ADDED for w in ways):
             return Kind.COUNTED if any(way.change > Change.SCALED for way in ways) else Kind.UNCHANGED
         return Kind.FACTOR if other in self.flow.stay_zero(one) else _sum_of(ways, mixed=flow.mixed)
+
+    def _recurs(self, one: str, other: str) -> bool:
+        """Whether the output is f(W x + R h + b), with the input for h: one product deep, and what it gives itself."""
+        bent, step = False, self.flow.makers.get(other)
+        while step is not None and (step.op in LAYOUT or step.op in BENDING):
+            bent = bent or step.op in BENDING
+            step = self.flow.makers.get(step.inputs[0])
+        if step is None or not bent or not self.flow.sources(other) - {one}:
+            return False
+        terms = [step]
+        while terms:
+            term = terms.pop()
+            if term.op in PRODUCTS and self._into(one, term.inputs[0]) == 1:
+                return True
+            if term.op in ADDING or term.op in LAYOUT:
+                terms += [self.flow.makers[name] for name in term.inputs if name in self.flow.makers]
+        return False
 
     def _packed(self, one: str) -> bool:
         """Whether its parts are states of recurrent nodes: what else is copied from it says little then."""

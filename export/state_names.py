@@ -21,6 +21,9 @@ _STATE = re.compile(
     r"h|c|s|hc|hh|kv|past|mem|carry|carries|buf|ctx|context|hist|history|histories|recurrent|rnn|lstm|gru|ssm|cached"
     r"|memories|\w*(hidden|cell|state|cache|memory|buffer)s?"
 )
+_HIDDEN = re.compile(
+    r"h|c|hc|hh|carry|carries|rnn|lstm|gru|\w*(hidden|cell|memory)s?"
+)  # not state: that may be an observation
 _RUNNING = re.compile(
     r"total|sum|acc|accum\w*|count\w*|mean|avg|average|var|variance|std|ema|seen|running|moving|integral|offset|position"
     r"|pos|step|steps|len|lens|processed|[b-hj-np-tvw]"
@@ -52,6 +55,11 @@ def stem_without_number(name: str) -> tuple[str, ...]:
 def like_a_state(name: str) -> bool:
     """Whether a name says state, in one of the words that are usual."""
     return any(_STATE.fullmatch(word) for word in (*words(name), *stem(name)))
+
+
+def like_a_hidden_state(name: str) -> bool:
+    """Whether a name says a recurrent layer's state, in a word that is used for nothing else."""
+    return any(_HIDDEN.fullmatch(word) for word in (*words(name), *stem(name)))
 
 
 def like_a_running_value(name: str) -> bool:

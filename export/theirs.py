@@ -86,9 +86,18 @@ def read(path: Path) -> Theirs:
     return theirs
 
 
+_LONGEST = 400  # letters of another library's error
+# What ONNX Runtime's errors say of its own code: a number, files and lines, functions.
+_INTERNAL = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/onnxruntime\S*:\d+ (?:(?:static )?[^()]*\([^()]*\)(?: const)? )?"
+    r"|\S*onnxruntime::\S*"
+)
+
+
 def one_line(error: Exception) -> str:
-    """An error of somebody else's library as one line."""
-    return " ".join(str(error).split())[:300]
+    """An error of another library as one line, without its own source files and functions; "…" where it is cut."""
+    text = " ".join(_INTERNAL.sub("", str(error)).split())
+    return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " …"
 
 
 def dims(value: ValueInfoProto) -> list[Dim]:

@@ -278,3 +278,62 @@ def test_the_proposed_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "GRU node" in shown
     assert "GRU node" in (folder / "out" / "a" / "1" / "parity.json").read_text()
     assert "GRU node" in (folder / "out" / "a" / "1" / "parity.html").read_text()
+
+
+ELMAN = """
+<ir_version: 8, opset_import: ["" : 17]>
+elman (float[n,3] x, float[n,4] {h}) => (float[n,3] y, float[n,4] {next}) <float[3,4] w, float[4,4] u, float[4,3] v>
+{{
+  a = MatMul(x, w)
+  b = MatMul({h}, u)
+  sum = Add(a, b)
+  {next} = {what}(sum)
+  y = MatMul({next}, v)
+}}
+"""
+
+
+@pytest.mark.parametrize(("h", "successor"), [("h", "h_out"), ("hidden_in", "hidden_out"), ("hx", "hy")])
+def test_a_plain_rnn_by_its_formula_needs_a_name_that_says_hidden(settled: Settle, h: str, successor: str) -> None:
+    """f(W x + R h) is the next h where both are called so: there is no other reading in which a state is left."""
+    found = settled(ELMAN.format(h=h, next=successor, what="Tanh"))
+    assert found.pairs == {h: successor}
+    assert found.evidence == {h: str(Kind.RECURRED)}
+
+
+@pytest.mark.parametrize(
+    ("h", "successor", "what"),
+    [
+        ("prev_action", "action", "Tanh"),
+        ("obs", "next_obs", "Tanh"),
+        ("state", "next_state", "Relu"),
+        ("h", "h_out", "Identity"),  # a linear layer: any output is one
+    ],
+)
+def test_the_same_formula_is_asked_about_by_any_other_name(settled: Settle, h: str, successor: str, what: str) -> None:
+    """An action, an observation and a linear map have the same form, and aren't taken for states."""
+    with pytest.raises(StateQuestionError, match=f"--input|--state {h}={successor}|{h}"):
+        settled(ELMAN.format(h=h, next=successor, what=what))
+
+
+def test_a_gated_sum_of_an_input_without_a_name_is_a_state_where_nothing_else_can_be(settled: Settle) -> None:
+    """Numbers alone name nothing, so the nodes decide; where a second output would do, it is asked."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    gated (float[n,4] input_4, float[n,4,1] input_5) => (float[n,2] conv1d_3, float[n,4,1] stack_5{more})
+    <float[4,2] v, int64[1] last = {{2}}>
+    {{
+      gate = Sigmoid(input_4)
+      wide = Unsqueeze(gate, last)
+      kept = Mul(wide, input_5)
+      news = Tanh(input_4)
+      new = Unsqueeze(news, last)
+      stack_5 = Add(kept, new)
+      flat = Squeeze(stack_5, last)
+      conv1d_3 = MatMul(flat, v)
+      {node}
+    }}
+    """
+    assert settled(text.format(more="", node="")).pairs == {"input_5": "stack_5"}
+    with pytest.raises(StateQuestionError):
+        settled(text.format(more=", float[n,4,1] other", node="other = Neg(input_5)"))

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-BEGIN = "import os, pathlib, signal, sys\nfrom model import interruption\n"
+# Nohup's children ignore SIGHUP; these must not, whoever runs the tests.
+BEGIN = (
+    "import os, pathlib, signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom model import interruption\n"
+)
 LEFT = "interruption.writing(pathlib.Path(sys.argv[2]))\n"
 SEND = "signal.raise_signal(int(sys.argv[1]))\n"
 NOTHING = "interrupted: nothing was written\n"
