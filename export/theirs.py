@@ -96,7 +96,7 @@ _INTERNAL = re.compile(
 
 def one_line(error: Exception) -> str:
     """An error of another library as one line, without its own source files and functions; "…" where it is cut."""
-    text = " ".join(_INTERNAL.sub("", str(error)).split())
+    text = " ".join(_INTERNAL.sub("", " ".join(str(error).split())).split())
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " …"
 
 
