@@ -14,10 +14,12 @@ from typing import Any
 
 import grpc
 
+from cellstream._arguments import count, seconds, whole
 from cellstream._rpc import EVICT_SEQUENCES, LIST_SEQUENCES, explained, plain_channel, time_limit, unary_error
 from cellstream.errors import CellstreamError
 from cellstream.v1 import stream_inference_pb2 as pb
 
+_MOST_LISTED = (1 << 32) - 1  # that the protocol can ask for
 Key = int | str  # an integer and its decimal text are two sequences
 
 _EPILOG = """\
@@ -56,7 +58,9 @@ def list_sequences(
 
     Raises UnknownModel, Unavailable or DeadlineExceeded.
     """
-    request = pb.ListSequencesRequest(model=model, version=version, min_idle_seconds=min_idle_seconds, limit=limit)
+    request = pb.ListSequencesRequest(
+        model=model, version=version, min_idle_seconds=min_idle_seconds, limit=min(limit, _MOST_LISTED)
+    )
     answer = _call(channel, LIST_SEQUENCES, request, pb.ListSequencesResponse, timeout)
     found = [
         LiveSequence(_key(one.id), one.idle_seconds, one.steps, one.waiting_steps, one.attended)
@@ -76,7 +80,7 @@ def evict_sequences(
 ) -> list[Key]:
     """End these sequences, or all that are idle for so long; returns those that were live.
 
-    Raises InvalidInput if neither is given, UnknownModel, Unavailable or DeadlineExceeded.
+    Raises InvalidInput if neither is given, or both, UnknownModel, Unavailable or DeadlineExceeded.
     """
     ids = [pb.SequenceId(number=key) if isinstance(key, int) else pb.SequenceId(text=key) for key in keys]
     request = pb.EvictSequencesRequest(model=model, version=version, ids=ids, min_idle_seconds=min_idle_seconds)
@@ -89,12 +93,12 @@ def _key(wanted: pb.SequenceId) -> Key:
 
 
 def _call(channel: grpc.Channel, method: str, request: Any, response: Any, timeout: float) -> Any:
-    seconds = time_limit(timeout)
+    limit = time_limit(timeout)
     call = channel.unary_unary(method, type(request).SerializeToString, response.FromString)
     try:
-        return call(request, timeout=seconds)
+        return call(request, timeout=limit)
     except grpc.RpcError as error:
-        raise unary_error(error, seconds) from None
+        raise unary_error(error, limit) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,13 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("list", "show live sequences"), ("evict", "end sequences")):
         command = commands.add_parser(name, help=text)
         command.add_argument("model")
-        command.add_argument("--version", type=int, default=0, metavar="N", help="0: the highest (default)")
-        command.add_argument("--idle", type=float, default=0.0, metavar="SECONDS",
+        command.add_argument("--version", type=count, default=0, metavar="N", help="0: the highest (default)")
+        command.add_argument("--idle", type=seconds, default=0.0, metavar="SECONDS",
                              help="only those that nobody has asked for in so long")  # fmt: skip
         if name == "list":
-            command.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many (default: 1000)")
+            command.add_argument("--limit", type=count, default=0, metavar="N", help="at most so many (default: 1000)")
         else:
-            command.add_argument("--id", type=int, action="append", default=[], metavar="N", help="may be repeated")
+            command.add_argument("--id", type=whole, action="append", default=[], metavar="N", help="may be repeated")
             command.add_argument("--text-id", action="append", default=[], metavar="TEXT", help="may be repeated")
     return parser
 

@@ -62,6 +62,8 @@ class _Admin:
         keys = [_key(wanted) for wanted in request.ids]
         if not keys and not request.min_idle_seconds > 0:
             raise InvalidInput("nothing says which sequences to evict; give ids, or min_idle_seconds above 0")
+        if keys and request.min_idle_seconds:
+            raise InvalidInput("ids are evicted however idle they are; give ids or min_idle_seconds, not both")
 
         def evict() -> list[Key]:
             if keys:

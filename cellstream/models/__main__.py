@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import grpc
 
+from cellstream._arguments import count, seconds
 from cellstream._rpc import explained, plain_channel
 from cellstream.errors import CellstreamError
 from cellstream.models.control import FAILED, ModelChange, list_models, load_model, unload_model
@@ -32,13 +33,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--address", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)s)")
+    parser.add_argument("--timeout", type=seconds, default=600.0, metavar="SECONDS", help="(default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show every version in the repository")
     for name, text in (("load", "serve what is on the disk"), ("unload", "serve it no longer")):
         command = commands.add_parser(name, help=text)
         command.add_argument("model")
-        command.add_argument("--version", type=int, default=0, metavar="N", help="0: every version (default)")
+        command.add_argument("--version", type=count, default=0, metavar="N", help="0: every version (default)")
     return parser
 
 

@@ -92,6 +92,9 @@ def test_all_that_are_idle_are_evicted_at_once(channel: grpc.Channel) -> None:
     with pytest.raises(InvalidInput, match="nothing says which"):
         evict_sequences(channel, "vectors")
     assert evict_sequences(channel, "vectors", min_idle_seconds=3600) == []
+    with pytest.raises(InvalidInput, match="give ids or min_idle_seconds, not both"):
+        evict_sequences(channel, "vectors", keys=[1], min_idle_seconds=3600)  # 1 isn't idle, and was evicted
+    assert len(list_sequences(channel, "vectors", limit=1 << 40)[0]) == 20
     assert set(evict_sequences(channel, "vectors", min_idle_seconds=1e-9)) == set(range(1, 21))
     assert list_sequences(channel, "vectors") == ([], 0)
 
