@@ -73,7 +73,7 @@ FOREIGN: dict[str, Any] = {
     ),
     "prepared": (_prepared_for_quantisation, "prepared for quantisation"),
     "a scripted part": (lambda: Net(torch.jit.script), r"lstm \(LSTM\) is TorchScript, .*FILE.py:CLASS"),
-    "scripted": (lambda: torch.jit.script(nn.Linear(2, 2)), "it is TorchScript, .*--weights FILE.pt"),
+    "scripted": (lambda: torch.jit.script(nn.Linear(2, 2)), "it is TorchScript, .*--weights, its state dict"),
 }
 
 
