@@ -1,4 +1,4 @@
-"""A user's Python file: the module that is made in it, and weights loaded into it.
+"""A user's Python file: the module that is made in it.
 
 Owns running the file, which is the user's own code, and what is said where that fails.
 """
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from export.layouts import BATCH
 from export.module_calls import ModuleError
 from export.module_errors import told
+from export.module_filling import fill
 from export.module_plan import parse_form
-from export.theirs import one_line
-from model.checkpoint import read_weights
-from model.weights import WeightsError, check_finite
 
 _LISTED = 6
 
@@ -55,7 +53,7 @@ def load_module(
     if not isinstance(made, nn.Module):
         raise ModuleError(f"{name}() gives a {type(made).__name__}, not a torch.nn.Module")
     if weights is not None:
-        return made, _fill(made, weights, prefix)
+        return made, fill(made, weights, prefix)
     if prefix is not None:
         raise ModuleError("--prefix says which of --weights' keys are meant: there are no --weights")
     return made, ()
@@ -80,26 +78,6 @@ def _run(path: Path) -> ModuleType:
         if known is not None:
             sys.modules[spec.name] = known
     return code
-
-
-def _fill(module: nn.Module, path: Path, prefix: str | None) -> tuple[str, ...]:
-    """Load the weights; the keys that the prefix left out."""
-    weights, _ = read_weights(path, prefix)
-    start = "" if prefix is None else prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-    chosen = {key.removeprefix(start): value for key, value in weights.items() if str(key).startswith(start)}
-    wanted = module.state_dict()
-    missing, unknown = sorted(wanted.keys() - chosen.keys()), sorted(map(str, chosen.keys() - wanted.keys()))
-    if missing or unknown:
-        firsts = sorted({key.partition(".")[0] for key in chosen if key.partition(".")[2] in wanted})
-        hint = f"; try --prefix {start}{firsts[0]}" if len(firsts) == 1 else ""
-        parts = [f"{kind} {_listed(keys)}" for kind, keys in (("missing", missing), ("unknown", unknown)) if keys]
-        raise ModuleError(f"{path} has other keys than the module: {'; '.join(parts)}{hint}")
-    try:
-        check_finite({key: value for key, value in chosen.items() if value.is_floating_point()})
-        module.load_state_dict(chosen)
-    except (RuntimeError, WeightsError, AttributeError) as error:
-        raise ModuleError(f"{path} doesn't fit the module: {one_line(error)}") from error
-    return tuple(str(key) for key in weights if not str(key).startswith(start))
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ def normalize(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Raises UnsupportedLSTMError for bidirectional layers, WeightsError for anything else unexpected.
     """
-    _refuse_strange(state_dict)
+    refuse_strange(state_dict)
     state_dict = _cells_as_layers(state_dict)
     matches = {name: match for name in state_dict if (match := _LAYER_KEY.match(name))}
     if not matches:
@@ -258,7 +258,7 @@ def _biased_encoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _refuse_strange(state_dict: Mapping[str, Any]) -> None:
+def refuse_strange(state_dict: Mapping[str, Any]) -> None:
     """Raise WeightsError for what holds no plain numbers: other objects, quantised, sparse or empty tensors."""
     for name, value in state_dict.items():
         if isinstance(value, Tensor):

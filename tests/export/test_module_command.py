@@ -136,3 +136,9 @@ def test_ranges_are_for_inputs_that_are_there(tmp_path: Path, capsys: pytest.Cap
     arguments = ["module", f"{FILE}:make_tagger", "--name", "a", "--out", str(tmp_path / "out"), "--range", "x=0:3"]
     assert command.main(arguments) == 1
     assert "--range x: no input is called so; there are tokens" in capsys.readouterr().err
+
+
+def test_help_says_which_bidirectional_layers_stream() -> None:
+    """Over time they don't; over frequency inside one step they do."""
+    text = " ".join(module_command.parser().format_help().split())
+    assert "bidirectional over time (over frequency inside one step they stream)" in text
