@@ -78,10 +78,17 @@ def exchanging(server: Server, probe: Probe) -> bool:
     return server.do(lambda: probe.call._exchanging)
 
 
+def ask_in_pace(server: Server, probe: Probe, client: Client) -> None:
+    """One message; then the server has noticed, too, that its answer is sent: else the next is no exchange."""
+    ask(client, 1)
+    wait_until(lambda: server.do(lambda: probe.call._sending is None))
+
+
 def known(server: Server, client: Client) -> Answering:
     """The probe of a client that is known to wait, and whose latest answer is part of an exchange."""
     probe = probe_of(server)
-    ask(client, KNOWN + 2)
+    for _ in range(KNOWN + 2):
+        ask_in_pace(server, probe, client)
     assert exchanging(server, probe)
     return probe
 
@@ -90,7 +97,7 @@ def test_a_client_that_waits_is_known_after_some_messages(server: Server, client
     """Not before; and every message comes back, in its order."""
     probe = probe_of(server)
     for answered_before in range(3 * KNOWN):
-        ask(client, 1)
+        ask_in_pace(server, probe, client)
         assert exchanging(server, probe) == (answered_before > KNOWN and answered_before % KNOWN != 0)
     client.half_close()
     assert client.end() == OK
