@@ -21,6 +21,8 @@ from export.module_calls import ModuleError
 from export.module_errors import told
 from export.module_filling import fill
 from export.module_plan import parse_form
+from model.checkpoint import read_weights
+from model.file_formats import FormatError, recognize
 
 _LISTED = 6
 
@@ -34,6 +36,8 @@ def load_module(
     Runs the file. Raises ModuleError in one line, CheckpointError for the weights' file.
     """
     file, sign, name = where.rpartition(":")
+    if Path(file or where).suffix != ".py":
+        _refuse_weights(Path(where if Path(where).is_file() else file))
     if not (sign and file and name):
         raise ModuleError(f"{where}: say which file and what in it, as in my_model.py:MyModel")
     code = _run(Path(file))
@@ -57,6 +61,24 @@ def load_module(
     if prefix is not None:
         raise ModuleError("--prefix says which of --weights' keys are meant: there are no --weights")
     return made, ()
+
+
+def _refuse_weights(path: Path) -> None:
+    """Raise ModuleError for a checkpoint or TorchScript in the place of Python code."""
+    try:
+        if not path.is_file():
+            return
+        kind = recognize(path)
+    except (FormatError, OSError):
+        return  # running it says what is wrong
+    what = "TorchScript, compiled code that can't be taken apart" if kind == "torchscript" else "weights without code"
+    keys = [str(key) for key in read_weights(path)[0]] if kind == "torchscript" else []
+    layers = sorted({key.partition("weight_hh_l0")[0] for key in keys if key.endswith("weight_hh_l0")})
+    alone = f"; its recurrent layer alone: python -m export {path} --prefix {layers[0]} --name NAME"
+    raise ModuleError(
+        f"{path} is {what}: give the Python class that it was made of, as python -m export module FILE.py:CLASS"
+        f" --weights {path} --name NAME{alone if len(layers) == 1 and layers[0] else ''}"
+    )
 
 
 def _run(path: Path) -> ModuleType:

@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--name", required=True, help="the model's name: letters, digits, '.', '_' and '-'")
     made.add_argument("--version", type=int, help="its version, from 1 (default: the one after the newest)")
     made.add_argument("--out", type=Path, default=Path("artifacts"), help="the repository (default: %(default)s)")
-    made.add_argument("--weights", type=Path, help="a state dict or checkpoint to load into it (read without running)")
+    made.add_argument("--weights", type=Path, help="a checkpoint or TorchScript to load into it (read without running)")
     made.add_argument("--prefix", help="which of the checkpoint's keys are the module's, as in model.")
     for option, form, text in (
         ("input", "NAME=DTYPE[AXES]", "what forward takes; repeatable, and guessed from its first layer without"),

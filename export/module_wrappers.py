@@ -82,5 +82,5 @@ def _scripted(name: str, part: torch.jit.ScriptModule) -> str:
     what = f"{name} ({part.original_name})" if name else "it"
     return (
         f"{what} is TorchScript, compiled code whose recurrent layers can't be taken apart: give the Python class that"
-        " it was scripted from, as FILE.py:CLASS, with --weights, its state dict"
+        " it was scripted from, as FILE.py:CLASS, with --weights, its state dict or TorchScript file"
     )

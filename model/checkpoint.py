@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import interruption, pickles
+from model import interruption, pickles, torchscript
 from model.file_formats import FormatError, recognize
 from model.lstm import LSTM, Spec
 from model.reparametrized import Resolved, resolve
@@ -184,8 +184,10 @@ def read_weights(path: Path, prefix: str | None = None) -> tuple[Mapping[str, An
 
 def _read(path: Path, prefix: str | None) -> _File:
     try:
-        if recognize(path) == "safetensors":
+        if (kind := recognize(path)) == "safetensors":
             return _File(*_read_safetensors(path))
+        if kind == "torchscript":
+            return _File(torchscript.weights(path), {})
         found = choose(pickles.read(path), prefix)
     except FormatError as error:
         raise CheckpointError(f"{path} {error}") from error

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-Format = Literal["safetensors", "pickled"]
+Format = Literal["safetensors", "pickled", "torchscript"]
 _HEAD = 1024
 _STARTS = (
     (b"\x89HDF", "an HDF5 file (Keras): convert its model to ONNX (tf2onnx), then python -m export wrap"),
@@ -80,10 +80,7 @@ def _zip(path: Path) -> Format:
         raise FormatError("is cut off or damaged: its end, a zip directory, is missing; copy it again") from error
     ends = {name.rpartition("/")[2] for name in names}
     if {"data.pkl", "constants.pkl"} <= ends:
-        raise FormatError(
-            "is TorchScript, a program: load it where it was made, and torch.save(torch.jit.load(path).state_dict(),"
-            " new_path)"
-        )
+        return "torchscript"
     if "data.pkl" in ends:
         return "pickled"
     if "archive_format" in ends or "serialized_exported_program.json" in ends:

@@ -5,6 +5,7 @@ Owns what is read past and what is refused by its name. Knows nothing of weights
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
@@ -95,7 +96,7 @@ _KNOWN: dict[str, type[Foreign]] = {
 }
 
 
-def read(path: Path) -> Any:
+def read(path: Path | io.BytesIO) -> Any:
     """The file's content, its foreign objects as Foreign; raises PickleError in one sentence."""
     stand_ins: dict[str, type[Foreign]] = {}
     for name in _classes(path):
@@ -112,14 +113,16 @@ def read(path: Path) -> Any:
             raise PickleError(_said(error, stand_ins)) from error
 
 
-def _load(path: Path, stand_ins: dict[str, type[Foreign]]) -> Any:
+def _load(path: Path | io.BytesIO, stand_ins: dict[str, type[Foreign]]) -> Any:
+    if isinstance(path, io.BytesIO):
+        path.seek(0)
     safe: list[Any] = [(made, name) for name, made in stand_ins.items()]
     with warnings.catch_warnings(), torch.serialization.safe_globals([*safe, (_Attribute, "stand_in.attribute")]):
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _classes(path: Path) -> list[str]:
+def _classes(path: Path | io.BytesIO) -> list[str]:
     """The names of classes and functions that PyTorch's reader doesn't know, if it can list them."""
     try:
         return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
