@@ -76,8 +76,8 @@ class Link:
                 self.pump()
             except CellstreamError:
                 raise
-            except BaseException:
-                self._core.fail(interrupted())
+            except BaseException as error:
+                self._core.fail(interrupted("an error" if isinstance(error, Exception) else "an interrupt"))
                 self._worker.put(self._end)
                 raise
             return value

@@ -9,6 +9,7 @@ Axis letters: K streams of one request, T time.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -40,6 +41,14 @@ from cellstream.v1 import stream_inference_pb2 as pb
 
 _OVERHEAD, _ROW_OVERHEAD, _TENSOR_OVERHEAD = 64, 24, 16  # bytes of a message besides its tensors' own, and to spare
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def as_key(key: object) -> int:
+    """A key as an integer; raises InvalidInput for anything else."""
+    try:
+        return operator.index(key)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidInput(f"key {key!r}; a key is an integer, 0 … {2**32 - 1}") from None
 
 
 class MultiplexCore:
@@ -81,6 +90,7 @@ class MultiplexCore:
                 "go on until then"
             )
         self._check_open()
+        openings = {as_key(key): stream_id for key, stream_id in openings.items()}
         for key in openings:
             if not 0 <= key < 2**32:
                 raise InvalidInput(f"key {key}; a key is 0 … {2**32 - 1}")
@@ -232,7 +242,7 @@ class MultiplexCore:
         keys = tuple(keys)
         if keys and keys == self._lineup.keys:
             return self._lineup
-        keys = tuple(map(int, keys))
+        keys = tuple(map(as_key, keys))
         if not keys:
             raise InvalidInput("no keys; a multiplexed step has at least one stream")
         if len(set(keys)) != len(keys):

@@ -72,9 +72,9 @@ def closed_here() -> StreamClosed:
     return StreamClosed("the stream was closed here")
 
 
-def interrupted() -> StreamClosed:
-    """The error for a stream that was interrupted in the middle of a change."""
-    return StreamClosed("an interrupt came while a request was being queued, and the stream was ended; open a new one")
+def interrupted(what: str) -> StreamClosed:
+    """The error for a stream that `what` interrupted in the middle of a change."""
+    return StreamClosed(f"{what} came while a request was being queued, and the stream was ended; open a new one")
 
 
 def warn_dropped(what: object, address: str) -> None:

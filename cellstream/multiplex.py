@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cellstream._link import Link
-from cellstream._multiplex import MultiplexCore, MultiplexView
+from cellstream._multiplex import MultiplexCore, MultiplexView, as_key
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
 from cellstream._rpc import CLOSE_SECONDS, JOIN_SECONDS, time_limit, warn_dropped
@@ -33,7 +33,7 @@ class Multiplex(MultiplexView):
 
     def open(self, *keys: int, timeout: float = 30.0) -> None:
         """Open a stream for each key. Raises the first refusal; the keys that weren't refused are open then."""
-        self.open_named(dict.fromkeys(keys, ""), timeout=timeout)
+        self.open_named(dict.fromkeys(map(as_key, keys), ""), timeout=timeout)
 
     def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from cellstream._multiplex import MultiplexCore, MultiplexView
+from cellstream._multiplex import MultiplexCore, MultiplexView, as_key
 from cellstream._requests import Gathered
 from cellstream._rows import join, row_counts
 from cellstream._rpc import CLOSE_SECONDS, time_limit, warn_dropped
@@ -30,7 +30,7 @@ class Multiplex(MultiplexView):
 
     async def open(self, *keys: int, timeout: float = 30.0) -> None:
         """Open a stream for each key. Raises the first refusal; the keys that weren't refused are open then."""
-        await self.open_named(dict.fromkeys(keys, ""), timeout=timeout)
+        await self.open_named(dict.fromkeys(map(as_key, keys), ""), timeout=timeout)
 
     async def open_named(self, stream_ids: Mapping[int, str], *, timeout: float = 30.0) -> None:
         """Open a stream for each key, with the name that the server's logs know it by."""

@@ -349,6 +349,11 @@ def test_keys_are_checked_before_anything_is_sent(client: cellstream.Client) -> 
             m.open(1)
         with pytest.raises(cellstream.InvalidInput, match="key -1"):
             m.open(-1)
+        for wrong in ("a", 2.0, None, [1, 2]):
+            with pytest.raises(cellstream.InvalidInput, match="a key is an integer"):
+                m.open(wrong)  # type: ignore[arg-type]
+        with pytest.raises(cellstream.InvalidInput, match="key 'a'; a key is an integer"):
+            m.step({"a": 1})  # type: ignore[dict-item]
         assert m.step({1: 1}) == {1: 1}
 
 
