@@ -98,7 +98,7 @@ class Pairing:
         """Pairs that nothing but a state explains."""
         inputs, outputs = self._free()
         pairs = [(one, other) for one in inputs for other in outputs if self._alike(one, other)]
-        pairs = [pair for pair in pairs if self._evidence(*pair).weight == Weight.ALONE]
+        pairs = [pair for pair in pairs if self._stands_alone(*pair)]
         exact = [pair for pair in pairs if dims(inputs[pair[0]]) == declared(outputs[pair[1]])]
         better = {name for pair in exact for name in pair}
         pairs = [pair for pair in pairs if pair in exact or not better & set(pair)]
@@ -110,6 +110,12 @@ class Pairing:
             if self._evidence(one, other).kind != Kind.CARRIED and self._named_otherwise(one, other):
                 continue
             self.found.add(one, other, str(self._evidence(one, other)))
+
+    def _stands_alone(self, one: str, other: str) -> bool:
+        """Whether a node carries it, or it is a window or cache and called so: data that is delayed is shifted, too."""
+        evidence = self._evidence(one, other)
+        says_so = like_a_state(one) or like_a_state(other)
+        return evidence.kind == Kind.CARRIED or (evidence.weight == Weight.ALONE and says_so)
 
     def _named_otherwise(self, one: str, other: str) -> bool:
         """Whether names propose another partner for either."""
@@ -166,12 +172,12 @@ class Pairing:
         """Whether the evidence and what the names say are enough together."""
         says_so = like_a_state(one) or like_a_state(other)
         whole_numbers = self.inputs[one].type.tensor_type.elem_type not in _FLOATS
-        if evidence.weight == Weight.ALONE or (evidence.kind == Kind.COUNTED and whole_numbers):
+        if self._stands_alone(one, other) or (evidence.kind == Kind.COUNTED and whole_numbers):
             return True
         if evidence.kind == Kind.UNCHANGED:
-            return says_so or self._lacks_time(one)
+            return says_so
         if evidence.kind in {Kind.SUMMED, Kind.FUNCTION, Kind.DELAYED, Kind.COUNTED}:
-            return says_so or like_a_running_value(one) or self._lacks_time(one)
+            return says_so or like_a_running_value(one)
         if evidence.kind == Kind.RECURRED:
             # With another state in the file it could be stateful without this one.
             only = all(why == Kind.RECURRED for why in self.found.evidence.values())
@@ -196,10 +202,6 @@ class Pairing:
         return any(
             self._alike(*pair) and like_a_state(pair[0]) and self._evidence(*pair).weight > weight for pair in rivals
         )
-
-    def _lacks_time(self, one: str) -> bool:
-        """Whether it has no axis for time where others have one."""
-        return not has_time(self.inputs[one]) and any(has_time(value) for value in self.inputs.values())
 
     def _leaves_no_input(self, one: str) -> bool:
         """Whether a stream would have nothing left to send if this were a state too."""
@@ -257,6 +259,15 @@ class Pairing:
             if cell is not None:
                 raise self._cut_off(name, cell.step.op, cell.name)
             alike = [other for other in outputs if self._alike(name, other)]
+            moved = [other for other in alike if self._evidence(name, other).weight == Weight.ALONE]
+            if moved and not has_time(value):
+                raise self._question(
+                    f"output {moved[0]!r} could be the next value of input {name!r} ({self._evidence(name, moved[0])}),"
+                    f" or data that the graph delays or changes: say --state {name}={moved[0]} (and every other pair),"
+                    f" or --input {name} if it is no state",
+                    [{name: moved[0]}],
+                    plain=[name],
+                )
             if alike and like_a_state(name):
                 raise self._question(
                     f"input {name!r} looks like a state, and its successor could be {listed(alike)}: say --state"

@@ -36,7 +36,7 @@ class Weight(IntEnum):
     ELEMENTWISE = 2  # element by element, but as a mask, a correction or an unchanged copy would too
     BENT = 3  # element by element through a function that isn't linear: for the next two, a name must say state too
     LINEAR = 4  # what states do, and what other tensors may do
-    ALONE = 5  # nothing but a state does so
+    ALONE = 5  # carried by a node; or shifted or overwritten, as delayed data are, too: a name must say state
 
 
 class Kind(StrEnum):

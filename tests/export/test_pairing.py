@@ -80,9 +80,9 @@ def settled(tmp_path: Path) -> Settle:
         (beside("float[n,2,4] conv_cache", "float[n,2,4] new_conv_cache", "new_conv_cache = Neg(conv_cache)"), 2, None),
         (
             beside(
-                "float[n,4] window, float[n,1] v1",
+                "float[n,4] window_buf, float[n,1] v1",
                 "float[n,4] late",
-                "long = Concat<axis = 1>(window, v1)\n  five = Constant<value = int64[1] {5}>()\n"
+                "long = Concat<axis = 1>(window_buf, v1)\n  five = Constant<value = int64[1] {5}>()\n"
                 "  late = Slice(long, one, five, one)",
             ),
             2,
@@ -90,18 +90,18 @@ def settled(tmp_path: Path) -> Settle:
         ),
         (
             beside(
-                "float[n,4] window, float[n,1] v1",
+                "float[n,4] window_buf, float[n,1] v1",
                 "float[n,4] late",
-                "kept = Slice(window, one, four, one)\n  late = Concat<axis = 1>(kept, v1)",
+                "kept = Slice(window_buf, one, four, one)\n  late = Concat<axis = 1>(kept, v1)",
             ),
             2,
             Kind.SHIFTED,
         ),
         (
             beside(
-                "float[n,4] ring, int64[n,1] at, float[n,1] v1",
+                "float[n,4] ring_buf, int64[n,1] at, float[n,1] v1",
                 "float[n,4] later",
-                "later = ScatterElements<axis = 1>(ring, at, v1)",
+                "later = ScatterElements<axis = 1>(ring_buf, at, v1)",
             ),
             2,
             Kind.WRITTEN,
@@ -337,3 +337,36 @@ def test_a_gated_sum_of_an_input_without_a_name_is_a_state_where_nothing_else_ca
     assert settled(text.format(more="", node="")).pairs == {"input_5": "stack_5"}
     with pytest.raises(StateQuestionError):
         settled(text.format(more=", float[n,4,1] other", node="other = Neg(input_5)"))
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "nodes"),
+    [
+        (
+            "float[n,4] x1, float[n,1] v1",
+            "float[n,4] later",
+            "kept = Slice(x1, one, four, one)\n  later = Concat<axis = 1>(kept, v1)",
+        ),
+        (
+            "float[n,4] x1, float[n,1] v1",
+            "float[n,4] later",
+            (
+                "long = Concat<axis = 1>(x1, v1)\n  five = Constant<value = int64[1] {5}>()\n"
+                "  later = Slice(long, one, five, one)"
+            ),
+        ),
+        (
+            "float[n,4] bias, int64[n,1] at, float[n,1] v1",
+            "float[n,4] logits",
+            "logits = ScatterElements<axis = 1>(bias, at, v1)",
+        ),
+        ("float[n,3] speaker", "float[n,3] speaker_out", "speaker_out = Identity(speaker)"),
+        ("float[n,3] prev_action", "float[n,3] action", "q = Add(prev_action, mixed)\n  action = Tanh(q)"),
+    ],
+)
+def test_data_that_moves_like_a_state_is_asked_about(settled: Settle, ins: str, outs: str, nodes: str) -> None:
+    """Data that is delayed, overwritten or handed on is no state in silence, beside a state that is found."""
+    name = ins.split(",")[1].rsplit(maxsplit=1)[-1]
+    with pytest.raises(StateQuestionError, match=f"{name!r}") as asked:
+        settled(beside(ins, outs, nodes))
+    assert any(f"--input {name}" in " ".join(choice.options) for choice in asked.value.choices)

@@ -211,7 +211,7 @@ def test_names_that_the_resident_graph_needs(wrap: Wrap) -> None:
       read_rows_out = Identity(read_rows)
     }
     """
-    contract = wrap(text)
+    contract = wrap(text, "--state", "their_read_rows=read_rows_out")
     assert contract.inputs[0].name == "their_slab_float32"
     assert contract.outputs[0].name == "their_lengths"
     assert contract.states[0].input == "their_read_rows"
