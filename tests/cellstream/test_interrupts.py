@@ -12,6 +12,7 @@ from tests.cellstream.fake_server import FakeServer
 CODE = """
 import gc, itertools, os, signal, sys, threading, time
 import cellstream
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 client = cellstream.connect(sys.argv[1])
 done, caught = [], []
 
