@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-# Nohup's children ignore SIGHUP; these must not, whoever runs the tests.
-BEGIN = (
-    "import os, pathlib, signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\nfrom model import interruption\n"
-)
+# Nohup's children ignore SIGHUP and a shell's background jobs SIGINT; these must not, whoever runs the tests.
+BEGIN = """import os, pathlib, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from model import interruption
+"""
 LEFT = "interruption.writing(pathlib.Path(sys.argv[2]))\n"
 SEND = "signal.raise_signal(int(sys.argv[1]))\n"
 NOTHING = "interrupted: nothing was written\n"
