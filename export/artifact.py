@@ -212,10 +212,15 @@ def refer(name: str, array: npt.NDArray[Any], *, offset: int) -> TensorProto:
     return tensor
 
 
+def digest(path: Path) -> str:
+    """A file's "sha256:" and hexadecimal SHA-256, as the contract calls that of the weights file `weights_digest`."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def check_digest(folder: Path, contract: Contract) -> None:
     """Raise ArtifactError where weights, graphs or contract aren't what the artifact was made with."""
-    with (folder / WEIGHTS).open("rb") as file:
-        found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    found = digest(folder / WEIGHTS)
     if found != contract.weights_digest:
         raise ArtifactError(
             f"{folder / WEIGHTS} was changed: its digest is {found[:19]}…, and the contract says"

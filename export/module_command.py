@@ -6,7 +6,6 @@ Owns words and the reading of options. Knows no graph.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def run(arguments: list[str], console: Console, progress: Any) -> None:
                 for name, text in wrap_command.pairs("range", options.range).items()
             },
             origin=Path(options.where.rpartition(":")[0]).name + ":" + options.where.rpartition(":")[2],
-            notes={"source": _digest(Path(options.where.rpartition(":")[0]))},
+            notes={"source": artifact.digest(Path(options.where.rpartition(":")[0]))},
             row_parts=options.row_parts,
             progress=shown,
             steps=STEPS,
@@ -169,7 +168,3 @@ def table(exported: module.Exported) -> Table:
 
 def _axes(layout: tuple[int | str, ...]) -> str:
     return escape(f"[{', '.join(map(str, layout))}]")
-
-
-def _digest(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,7 +5,6 @@ Owns that order and what is asked of it. Whatever raises, nothing appears under 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +114,7 @@ def make(
     """
     work = Work(read(path), asked, row_parts, progress, list(asked.remarks))
     _check_theirs(path)
-    notes = {MARK: path.name, "source": _digest(path)} if notes is None else notes
+    notes = {MARK: path.name, "source": artifact.digest(path)} if notes is None else notes
     contract, records = _first_that_holds(work, folder, name, LANES[batching], notes)
     return Wrapped(folder, contract, records, (*work.remarks, *describe(contract)))
 
@@ -215,8 +214,3 @@ def _fold_constants(work: Work) -> Mapping[str, npt.NDArray[Any]]:
     weights = {name: value for name, value in given.items() if value.dtype.kind == "f" and value.size > 1}
     fold(work.theirs, weights)
     return weights
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
